@@ -1,0 +1,1 @@
+"""The fpgrad command: arguments in, calls of the library out."""

@@ -1,0 +1,1 @@
+"""The native executor: the same bits as the reference, fast, with cycles counted."""

@@ -1,0 +1,1 @@
+"""The whole path from model to running session in one readable function: read this first."""

@@ -1,0 +1,1 @@
+"""Front ends: lower a framework's model to the training graph and list what cannot be lowered."""

@@ -1,0 +1,1 @@
+"""Host sessions: load program, weights and data, run steps, read results back."""

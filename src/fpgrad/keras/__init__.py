@@ -1,0 +1,1 @@
+"""What Keras users import: FPGA with fit, evaluate, predict and summary, thin over flow."""

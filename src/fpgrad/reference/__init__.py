@@ -1,0 +1,1 @@
+"""The meaning of every instruction in NumPy: the specification all other executors are held to."""

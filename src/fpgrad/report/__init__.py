@@ -1,0 +1,1 @@
+"""Reports: plain records in, text out."""

@@ -1,0 +1,1 @@
+"""Runs the generated Verilog under Verilator behind the same link as a board."""

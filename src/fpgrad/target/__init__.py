@@ -1,0 +1,1 @@
+"""Boards and chips as data, with build plans, tool chains and the bitstream cache."""

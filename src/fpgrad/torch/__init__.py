@@ -1,0 +1,1 @@
+"""What PyTorch users will import: compile_step, thin over flow."""

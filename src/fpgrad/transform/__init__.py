@@ -1,0 +1,1 @@
+"""Graph passes: autodiff, optimizers, decomposition, quantisation and fusion, each a frozen object."""
