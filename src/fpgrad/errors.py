@@ -98,6 +98,14 @@ class GraphError(FpgradError):
     """A training graph breaks a rule of its stage; the message names node, op and rule."""
 
 
+class GraphVerifyError(GraphError):
+    """A function fails the check between two passes; every breach is listed."""
+
+
+class GraphTextError(GraphError, ValueError):
+    """The text form of a function cannot be parsed; the message gives the line."""
+
+
 class ConfigError(FpgradError, ValueError):
     """A machine configuration is inconsistent or outside what can be built."""
 

@@ -1,1 +1,27 @@
-"""Training-graph IR: frozen nodes, one record per op, a verifier per stage and a text form."""
+"""The training-graph IR: frozen nodes, one record per op, verifier per stage, text form.
+
+`builder` makes nodes (`from fpgrad.graph import builder as g`).
+"""
+
+from fpgrad.graph import builder
+from fpgrad.graph.evaluate import evaluate, evaluate_node
+from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
+from fpgrad.graph.ops import OPS, OpRecord
+from fpgrad.graph.verify import STAGES, describe, verify
+
+__all__ = [
+    "INPUT_KINDS",
+    "OPS",
+    "STAGES",
+    "STATE_ROLES",
+    "Function",
+    "Node",
+    "OpRecord",
+    "Shape",
+    "builder",
+    "describe",
+    "evaluate",
+    "evaluate_node",
+    "topological",
+    "verify",
+]

@@ -1,0 +1,69 @@
+"""A function's meaning in float64, op by op: what every lowering is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fpgrad.errors import GraphError
+from fpgrad.graph.node import Function, Node
+from fpgrad.graph.ops import OPS, Array
+
+
+def evaluate(
+    function: Function, inputs: Mapping[str, ArrayLike], states: Mapping[str, ArrayLike]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Runs one step.
+
+    inputs, states: arrays by name, of the declared shapes (float64; the seed is an integer).
+    Returns outputs by name, and every state by name with updates applied. GraphError names what is
+    missing, unknown or of the wrong shape.
+    """
+    values: dict[Node, Array] = {}
+    _bind("input", function, function.inputs, inputs, values)
+    _bind("state", function, function.states, states, values)
+    for node in function.nodes():
+        if node in values:
+            continue
+        values[node] = evaluate_node(node, [values[x] for x in node.inputs])
+    new_states = {node.name: values[node] for node in function.states}
+    new_states.update({target.name: values[value] for target, value in function.updates})
+    return {name: values[node] for name, node in function.outputs}, new_states
+
+
+def evaluate_node(node: Node, operands: list[Array]) -> Array:
+    """The float64 value of one node from those of its operands."""
+    if node.op == "const":
+        return node.value
+    if node.is_leaf:
+        raise GraphError(f"{node.op} {node.name!r} is used but not declared in the function")
+    return np.asarray(OPS[node.op].evaluate(operands, node.attrs))
+
+
+def _bind(
+    what: str,
+    function: Function,
+    nodes: tuple[Node, ...],
+    given: Mapping[str, ArrayLike],
+    values: dict[Node, Array],
+) -> None:
+    names = {node.name for node in nodes}
+    if set(given) != names:
+        missing, unknown = sorted(names - set(given)), sorted(set(given) - names)
+        raise GraphError(
+            f"{what}s of {function.name!r} must be {sorted(names)};"
+            f" missing: {missing}, unknown: {unknown}"
+        )
+    for node in nodes:
+        seed = node.attrs.get("kind") == "seed"
+        array = np.asarray(given[node.name], dtype=np.uint64 if seed else np.float64)
+        if array.ndim == 0:
+            array = array.reshape(1, 1)
+        if array.shape != node.shape:
+            raise GraphError(
+                f"{what} {node.name!r} of {function.name!r} must have the shape {node.shape},"
+                f" not {array.shape}"
+            )
+        values[node] = array
