@@ -17,7 +17,7 @@ __all__ = ["FPGA", "__version__"]
 __version__ = "0.1.0"
 
 
-def FPGA(model: Any, **options: Any) -> KerasFPGA:  # noqa: N802
+def FPGA(model: Any, **options: Any) -> KerasFPGA:
     """Returns the trainer for ``model``, chosen by the framework the model belongs to.
 
     ``options`` are those of the framework's own class: see :class:`fpgrad.keras.FPGA`.
