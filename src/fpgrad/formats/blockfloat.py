@@ -1,8 +1,9 @@
 """Block floating point: a square tile of integer mantissas with one power-of-two exponent.
 
-A ``T×T`` tile holds ``m[i,j] * 2**(E - bias - (mantissa_bits - 2))`` with ``|m| <= 2**(mantissa_bits-1) - 1``;
-``E`` is the largest exponent field among the tile's numbers (floor of log2 of the largest), 0 for a tile of zeros.
-Because the block is square and clipping is symmetric, a tile and its transpose are the same bits.
+A ``T×T`` tile holds ``m[i,j] * 2**(E - bias - (mantissa_bits - 2))`` with
+``|m| <= 2**(mantissa_bits-1) - 1``; ``E`` is the largest exponent field among the tile's numbers
+(floor of log2 of the largest), 0 for a tile of zeros. Because the block is square and clipping is
+symmetric, a tile and its transpose are the same bits.
 """
 
 from __future__ import annotations
@@ -46,6 +47,17 @@ class TileFormat:
         return int(self.side * self.limit**2).bit_length() + 1
 
 
+def _noise(random: ArrayLike, shape: tuple[int, ...]) -> Codes:
+    noise = np.asarray(random, dtype=np.int64)
+    if noise.shape != shape:
+        raise FormatError(f"random must be shaped like codes, {shape}, not {noise.shape}")
+    if noise.size and not 0 <= noise.min() <= noise.max() < 1 << 24:
+        raise FormatError(
+            f"random must hold integers of 24 bits, not {noise.min()} to {noise.max()}"
+        )
+    return noise
+
+
 def quantise(
     tile: TileFormat,
     fmt: FloatFormat,
@@ -56,8 +68,9 @@ def quantise(
 
     Args:
         codes: shape ``(..., side, side)``; each trailing matrix becomes one tile.
-        random: None rounds to nearest even; else uniform integers of 24 bits, shaped like ``codes``, and the
-            rounding is stochastic: up with the probability of the part that is cut off.
+        random: None rounds to nearest even; else uniform integers of 24 bits, shaped like
+            ``codes``, and the rounding is stochastic: the magnitude goes up with the probability
+            of the part that is cut off, of which 24 bits count.
 
     Returns:
         mantissas shaped like ``codes`` and exponent fields of shape ``(...,)``.
@@ -65,18 +78,18 @@ def quantise(
     c = np.asarray(codes, dtype=np.int64)
     if c.shape[-2:] != (tile.side, tile.side):
         raise FormatError(f"codes must end in {(tile.side, tile.side)}, not {c.shape}")
+    noise = None if random is None else _noise(random, c.shape)
     sign, exponent, significand = smallfloat.split(fmt, c)
     top = exponent.max(axis=(-1, -2))
     shift = fmt.mantissa_bits - (tile.mantissa_bits - 2) + top[..., None, None] - exponent
-    # Up to 16 mantissa bits may be wider than the float's significand: shift left then. Far below: it is zero.
+    # Up to 16 mantissa bits may be wider than the float's significand: shift left then.
     left = np.maximum(-shift, 0)
-    shift = np.clip(shift, 0, 2 * fmt.mantissa_bits + 2)
-    if random is None:
+    # A significand below 2**24 with 24 bits appended: from a shift of 48 on nothing is left.
+    shift = np.clip(shift, 0, 50)
+    if noise is None:
         magnitude = smallfloat.round_shift(significand, shift)
     else:
-        noise = np.asarray(random, dtype=np.int64)
-        wide = significand << 24
-        magnitude = (wide + (noise << shift)) >> (shift + 24)
+        magnitude = (((significand << 24) >> shift) + noise) >> 24
     magnitude = np.minimum(magnitude << left, tile.limit)
     return np.where(sign == 1, -magnitude, magnitude), top
 
@@ -86,12 +99,14 @@ def dequantise(
 ) -> NDArray[np.float64]:
     """The numbers of tiles, exactly, as float64."""
     power = np.asarray(exponents, dtype=np.int64) - fmt.bias - (tile.mantissa_bits - 2)
-    return np.ldexp(np.asarray(mantissas, dtype=np.float64), power[..., None, None].astype(np.int32))
+    return np.ldexp(
+        np.asarray(mantissas, dtype=np.float64), power[..., None, None].astype(np.int32)
+    )
 
 
 @dataclass(frozen=True)
 class AccumulatorFormat:
-    """Block accumulator: an integer lane whose output tile has one exponent, known before the sum starts.
+    """Block accumulator: an integer lane; its output tile's exponent is known before the sum.
 
     Args:
         bits: width of the lane with its sign, 20 to 48.
@@ -122,11 +137,12 @@ def accumulate(
 
     Args:
         products: integers ``(K, rows, side)``: dot products of tile rows and columns.
-        product_exponents: ``(K,)``: sum of the two tiles' exponent fields, or 0 when either tile is zero.
+        product_exponents: ``(K,)``: sum of the two tiles' exponent fields, or 0 when either tile
+            is zero.
 
     Returns:
-        lane values ``(rows, side)``, the common exponent (scalar array), and where a lane saturated. Each product
-        is shifted to the largest exponent with a floor before it is added.
+        lane values ``(rows, side)``, the common exponent (scalar array), and where a lane
+        saturated. Each product is shifted to the largest exponent with a floor before it is added.
     """
     p = np.asarray(products, dtype=np.int64)
     e = np.asarray(product_exponents, dtype=np.int64)
@@ -156,6 +172,13 @@ def drain(
     The value of a lane is ``lane * 2**(exponent - 2*bias - 2*(mantissa_bits-2) - guard_bits)``.
     """
     v = np.asarray(lanes, dtype=np.int64)
-    power = np.asarray(exponent, dtype=np.int64) - 2 * fmt.bias - 2 * (tile.mantissa_bits - 2) - acc.guard_bits
+    power = (
+        np.asarray(exponent, dtype=np.int64)
+        - 2 * fmt.bias
+        - 2 * (tile.mantissa_bits - 2)
+        - acc.guard_bits
+    )
     field = power + fmt.bias + fmt.mantissa_bits
-    return smallfloat.compose(fmt, (v < 0).astype(np.int64), np.abs(v), np.broadcast_to(field, v.shape))
+    return smallfloat.compose(
+        fmt, (v < 0).astype(np.int64), np.abs(v), np.broadcast_to(field, v.shape)
+    )

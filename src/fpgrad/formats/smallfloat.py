@@ -1,10 +1,12 @@
-"""Small floating point: one sign, ``E`` exponent and ``M`` mantissa bits, in exact integer arithmetic.
+"""Small floating point with parametric widths, in exact integer arithmetic.
 
-Every number that is not a tile mantissa is a small float (fp24 = 1-8-15 by default, bf16 = 1-8-7). The machine
-has no subnormals, infinities or NaN: results below the smallest normal number are flushed to zero (tininess is
-judged on the exact result, before rounding), results above the largest are clamped to it. Numbers travel as
-*codes*: int64 arrays that hold the ``1+E+M`` bits ``sign|exponent|mantissa``. An exponent field of 0 is the
-number zero whatever its mantissa; operations produce +0 or -0 codes only as plain 0.
+A code has one sign, ``E`` exponent and ``M`` mantissa bits.
+Every number that is not a tile mantissa is a small float (fp24 = 1-8-15 by default, bf16 = 1-8-7).
+The machine has no subnormals, infinities or NaN: results below the smallest normal number are
+flushed to zero (tininess is judged on the exact result, before rounding), results above the
+largest are clamped to it. Numbers travel as *codes*: int64 arrays that hold the ``1+E+M`` bits
+``sign|exponent|mantissa``. An exponent field of 0 is the number zero whatever its mantissa;
+operations produce +0 or -0 codes only as plain 0.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ class FloatFormat:
     """Widths of a small float.
 
     Args:
-        exponent_bits: 2 to 8; the bias is ``2**(exponent_bits-1) - 1``. All exponent codes but 0 and the
-            all-ones code are numbers, so that a format with 8 exponent bits is a subset of IEEE binary32.
+        exponent_bits: 2 to 8; the bias is ``2**(exponent_bits-1) - 1``. All exponent codes but 0
+            and the all-ones code are numbers, so that a format with 8 exponent bits is a subset of
+            IEEE binary32.
         mantissa_bits: stored fraction bits, 1 to 23.
     """
 
@@ -47,6 +50,7 @@ class FloatFormat:
 
     @property
     def bias(self) -> int:
+        """Exponent field of the numbers in [1, 2)."""
         return (1 << (self.exponent_bits - 1)) - 1
 
     @property
@@ -66,6 +70,7 @@ class FloatFormat:
 
     @property
     def sign_bit(self) -> int:
+        """The bit of a code that is set in negative numbers."""
         return 1 << (self.exponent_bits + self.mantissa_bits)
 
 
@@ -102,7 +107,9 @@ def round_shift(x: Codes, shift: ArrayLike) -> Codes:
     return down + ((rest > half) | ((rest == half) & ((down & 1) == 1) & (s > 0)))
 
 
-def compose(fmt: FloatFormat, sign: Codes, magnitude: Codes, exponent: Codes) -> tuple[Codes, Flags]:
+def compose(
+    fmt: FloatFormat, sign: Codes, magnitude: Codes, exponent: Codes
+) -> tuple[Codes, Flags]:
     """Round ``(-1)**sign * magnitude * 2**(exponent - bias - M)`` into ``fmt``.
 
     Args:
@@ -147,7 +154,7 @@ def add(fmt: FloatFormat, a: ArrayLike, b: ArrayLike) -> tuple[Codes, Flags]:
     shifted = small >> distance
     sticky = (shifted << distance) != small
     large = m1 << guard
-    # A subtrahend with bits below the guard makes the difference smaller: take one unit more, keep it sticky.
+    # A subtrahend with bits below the guard makes the difference smaller: take one unit more.
     difference = large - shifted - sticky
     total = np.where(s1 == s2, large + shifted, difference) | sticky
     return compose(fmt, s1, total, e1 - guard)

@@ -1,11 +1,12 @@
-"""Function tables: piecewise linear functions of a fraction, and the special functions made of them.
+"""Function tables: piecewise linear functions of a fraction, and what is made of them.
 
-A table holds ``T(t)`` for ``t`` in [0, 1) in ``S`` equal segments as integers with ``coefficient_bits`` fraction
-bits; the slope of a segment is the difference of its end points, so the function is continuous, monotone where
-the original is, and exact at the ends of segments up to the coefficients' rounding. Around it each function does
-what floating point makes cheap: the exponent of a reciprocal is negated, that of a square root halved, the
-integer part of the argument of 2**x becomes the exponent. All steps are integer arithmetic, the same in the
-reference, the emulator and the gateware.
+A table holds ``T(t)`` for ``t`` in [0, 1) in ``S`` equal segments as integers with
+``coefficient_bits`` fraction bits; the slope of a segment is the difference of its end points, so
+the function is continuous, monotone where the original is, and exact at the ends of segments up to
+the coefficients' rounding. Around it each function does what floating point makes cheap: the
+exponent of a reciprocal is negated, that of a square root halved, the integer part of the argument
+of 2**x becomes the exponent. All steps are integer arithmetic, the same in the reference, the
+emulator and the gateware.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fpgrad.formats.smallfloat import Codes, Flags, FloatFormat
 
 
 class Function(IntEnum):
-    """What the function stage of a vector pass can compute; the value is its code in an instruction."""
+    """What the function stage of a vector pass computes; the value is its code in instructions."""
 
     NONE = 0
     RELU = 1
@@ -78,11 +79,12 @@ class TableFormat:
 
     @property
     def index_bits(self) -> int:
+        """Leading bits of the argument that select the segment."""
         return self.segments.bit_length() - 1
 
     @property
     def fraction_bits(self) -> int:
-        """Fraction bits of a table's argument and result. Fixed, so that tables suit every float format."""
+        """Fraction bits of a table's argument and result, the same for every float format."""
         return 15
 
 
@@ -99,10 +101,11 @@ class Table:
     slope: tuple[int, ...]
 
     def lookup(self, segment_set: ArrayLike, t: ArrayLike) -> Codes:
-        """``T(t)`` with 15 fraction bits; ``t`` is an integer with 15 fraction bits; set 1 is the odd octave."""
+        """``T(t)``; ``t`` and the result have 15 fraction bits; set 1 is the odd octave."""
         f, b, s = self.format.fraction_bits, self.format.coefficient_bits, self.format.index_bits
         argument = np.asarray(t, dtype=np.int64)
-        index = (argument >> (f - s)) + np.asarray(segment_set, dtype=np.int64) * self.format.segments
+        first = np.asarray(segment_set, dtype=np.int64) * self.format.segments
+        index = first + (argument >> (f - s))
         rest = argument & ((1 << (f - s)) - 1)
         base = np.asarray(self.base, dtype=np.int64)[index]
         slope = np.asarray(self.slope, dtype=np.int64)[index]
@@ -135,7 +138,9 @@ def _fixed(fmt: FloatFormat, codes: Codes, point: int) -> Codes:
     _, exponent, significand = smallfloat.split(fmt, codes)
     shift = exponent - fmt.bias - fmt.mantissa_bits + point
     left = np.minimum(significand << np.clip(shift, 0, 24), 1 << 40)
-    return np.where(shift >= 0, np.where(shift > 24, 1 << 40, left), significand >> np.clip(-shift, 0, 62))
+    return np.where(
+        shift >= 0, np.where(shift > 24, 1 << 40, left), significand >> np.clip(-shift, 0, 62)
+    )
 
 
 def _mantissa15(fmt: FloatFormat, significand: Codes) -> Codes:
@@ -145,11 +150,14 @@ def _mantissa15(fmt: FloatFormat, significand: Codes) -> Codes:
     return fraction << d if d >= 0 else fraction >> -d
 
 
-def evaluate(fmt: FloatFormat, table: Table | None, function: Function, codes: ArrayLike) -> tuple[Codes, Flags]:
+def evaluate(
+    fmt: FloatFormat, table: Table | None, function: Function, codes: ArrayLike
+) -> tuple[Codes, Flags]:
     """Apply ``function`` to small floats.
 
-    RECIPROCAL, RSQRT and LOG2 of zero, and EXP2 from ``2**(bias+1)`` on, give the largest number of their sign
-    (LOG2: ``-bias``). RSQRT and LOG2 take the magnitude of their argument.
+    RECIPROCAL and RSQRT of zero, and EXP2 where the result would reach ``2**(bias+1)``, give the
+    largest number of their sign and saturate; LOG2 of zero is ``-bias``. RSQRT and LOG2 take the
+    magnitude of their argument.
 
     Returns:
         codes, and where the result saturated.
@@ -187,7 +195,7 @@ def evaluate(fmt: FloatFormat, table: Table | None, function: Function, codes: A
         fixed = np.where(sign == 1, -magnitude, magnitude)
         y = table.lookup(0, fixed & 0x7FFF)
         return smallfloat.compose(fmt, positive, y, offset + (fixed >> 15))
-    # The odd-symmetric ones: tanh(-x) = -tanh(x), sigmoid(-x) = 1 - sigmoid(x), phi(-x) = 1 - phi(x).
+    # The symmetric ones: tanh(-x) = -tanh(x); f(-x) = 1 - f(x) for sigmoid and phi.
     argument = _fixed(fmt, c, 15 - RANGE_LOG2[function])
     y = np.where(argument >= 1 << 15, 1 << 15, table.lookup(0, np.minimum(argument, 0x7FFF)))
     if function is Function.TANH:
