@@ -1,1 +1,5 @@
-"""The meaning of every instruction in NumPy: the specification all other executors are held to."""
+"""The meaning of each instruction in NumPy, one unit a file: the specification that other executors must equal."""
+
+from fpgrad.reference.executor import ReferenceExecutor
+
+__all__ = ["ReferenceExecutor"]

@@ -1,0 +1,152 @@
+"""The machine's configuration: one frozen dataclass a unit. Nothing in an executor is a constant that is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from fpgrad.errors import ConfigError, FormatError
+from fpgrad.formats import FP24, AccumulatorFormat, FloatFormat, Function, Table, TableFormat, TileFormat, make_table
+from fpgrad.formats.table import TABLED
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """Matrix unit: ``tile.side**2`` MAC lanes."""
+
+    tile: TileFormat = TileFormat()
+    accumulator: AccumulatorFormat = AccumulatorFormat()
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """Vector unit: ``tile.side`` lanes.
+
+    Args:
+        functions: the special functions that exist, sorted by code.
+        post_multiply: whether passes can multiply by operand d.
+        random: whether the random generators exist.
+        ways: partial sums of a reducing pass; also the adder's latency in cycles. 4.
+    """
+
+    number: FloatFormat = FP24
+    table: TableFormat = TableFormat()
+    functions: tuple[Function, ...] = TABLED
+    post_multiply: bool = True
+    random: bool = True
+    ways: int = 4
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Depths of the memories on chip, and of external memory.
+
+    Args:
+        vector_rows: rows of T numbers in vector memory; a multiple of T.
+        tiles: tiles in tile memory.
+        inbox_rows, outbox_rows: rows of the buffers between DMA and vector unit; multiples of T.
+        dram_rows: rows of T 32-bit words in external memory.
+        dram_words_per_cycle: width of the memory port in 32-bit words, a divisor of T.
+        dram_latency: cycles from a read request to its first word.
+    """
+
+    vector_rows: int = 2048
+    tiles: int = 256
+    inbox_rows: int = 256
+    outbox_rows: int = 64
+    dram_rows: int = 1 << 20
+    dram_words_per_cycle: int = 16
+    dram_latency: int = 20
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Instruction memories' depths, in instructions."""
+
+    load: int = 64
+    matrix: int = 128
+    vector: int = 512
+    store: int = 64
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Everything that defines a machine. Equal configurations give equal hardware and equal bits.
+
+    Raises:
+        ConfigError: parameters that no machine can have together.
+    """
+
+    matrix: MatrixConfig = MatrixConfig()
+    vector: VectorConfig = VectorConfig()
+    memory: MemoryConfig = MemoryConfig()
+    control: ControlConfig = field(default=ControlConfig())
+
+    def __post_init__(self) -> None:
+        t, m = self.side, self.memory
+        if self.vector.ways != 4:
+            raise ConfigError(f"vector.ways must be 4, the latency of the adder, not {self.vector.ways}")
+        if tuple(sorted(set(self.vector.functions))) != self.vector.functions:
+            raise ConfigError("vector.functions must be sorted and without repetition")
+        for name in ("vector_rows", "inbox_rows", "outbox_rows"):
+            rows = getattr(m, name)
+            if rows < t or rows % t:
+                raise ConfigError(f"memory.{name} must be a positive multiple of the tile side {t}, not {rows}")
+        if m.tiles < 1 or m.tiles > 1 << 16:
+            raise ConfigError(f"memory.tiles must be 1 to 65536, not {m.tiles}")
+        if t % m.dram_words_per_cycle:
+            raise ConfigError(
+                f"memory.dram_words_per_cycle must divide the tile side {t}, not be {m.dram_words_per_cycle}"
+            )
+        if self.vector.number.mantissa_bits < self.matrix.tile.mantissa_bits - 2:
+            raise ConfigError("vector.number must have at least the mantissa bits of a tile, less two")
+
+    @property
+    def side(self) -> int:
+        """T: rows and columns of a tile, lanes of the vector unit."""
+        return self.matrix.tile.side
+
+    @property
+    def mac_lanes(self) -> int:
+        return self.side**2
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The function tables that this machine holds."""
+        return tuple(make_table(f, self.vector.table) for f in self.vector.functions if f in TABLED)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MachineConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: unknown or missing parameters.
+        """
+        try:
+            matrix, vector = dict(values["matrix"]), dict(values["vector"])
+            matrix["tile"] = TileFormat(**matrix["tile"])
+            matrix["accumulator"] = AccumulatorFormat(**matrix["accumulator"])
+            vector["number"] = FloatFormat(**vector["number"])
+            vector["table"] = TableFormat(**vector["table"])
+            vector["functions"] = tuple(Function(f) for f in vector["functions"])
+            return cls(
+                MatrixConfig(**matrix),
+                VectorConfig(**vector),
+                MemoryConfig(**values["memory"]),
+                ControlConfig(**values["control"]),
+            )
+        except (KeyError, TypeError, ValueError, FormatError) as error:
+            raise ConfigError(f"not a machine configuration: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the configuration, in hexadecimal."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

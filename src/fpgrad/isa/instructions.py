@@ -1,0 +1,242 @@
+"""The instructions: what each of the four units can be told to do.
+
+A program has one list of instructions for each unit. The units run their lists independently and in order; an
+instruction starts when the tokens it waits for have arrived and, for the vector unit's fence, when all earlier
+passes have been written. Addresses walk affine loop nests: ``base + i2*s2 + i1*s1 + i0*s0`` with ``i0`` innermost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from fpgrad.formats.table import Function
+from fpgrad.isa.layout import bits, group
+
+ROW_BITS = 20
+TILE_BITS = 16
+COUNT_BITS = 16
+DRAM_BITS = 28
+CODE_BITS = 32
+
+
+class Unit(IntEnum):
+    """The units, in the order of their token fields."""
+
+    LOAD = 0
+    MATRIX = 1
+    VECTOR = 2
+    STORE = 3
+
+
+class Space(IntEnum):
+    """Row memories: rows of T small floats."""
+
+    NONE = 0
+    VECTOR = 1  # vector memory: read and written by the vector unit
+    INBOX = 2  # written by LOAD, read by the vector unit
+    OUTBOX = 3  # written by the vector unit, read by STORE
+
+
+class Source(IntEnum):
+    """Where an operand of a vector pass comes from."""
+
+    ZERO = 0
+    ONE = 1
+    P0 = 2  # memory stream 0
+    P1 = 3  # memory stream 1
+    ACC = 4  # the next row that the matrix unit finished
+    I0 = 5  # immediate 0 (or the scalar it names)
+    I1 = 6
+    RANDOM = 7  # uniform in [1, 2)
+
+
+class Alu(IntEnum):
+    """How the product ``p = ±(A*B)`` meets ``c = ±C``."""
+
+    PASS = 0  # p
+    ADD = 1  # p + c
+    MAX = 2
+    MIN = 3
+    GT = 4  # 1.0 if p > c else 0.0
+    GE = 5
+    EQ = 6
+    GATE = 7  # p if c > 0 else 0
+
+
+class VectorOp(IntEnum):
+    """Kinds of vector instruction."""
+
+    PASS = 0
+    SCALARS = 1  # the scalar file becomes the row at p0.base
+    SEED = 2  # the random generators' states become the row at p0.base
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A count for each unit: tokens to take from its channel to us, or to put into ours to it."""
+
+    load: int = bits(4)
+    matrix: int = bits(4)
+    vector: int = bits(4)
+    store: int = bits(4)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """Trip counts, at least 1; ``n0`` is innermost."""
+
+    n2: int = bits(COUNT_BITS, default=1)
+    n1: int = bits(COUNT_BITS, default=1)
+    n0: int = bits(COUNT_BITS, default=1)
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """Rows of a memory. Transposed, row address ``q`` means column ``q % T`` of the T rows from ``q - q % T``."""
+
+    space: Space = bits(2, enum=Space)
+    transposed: int = bits(1)
+    base: int = bits(ROW_BITS)
+    s2: int = bits(ROW_BITS, signed=True)
+    s1: int = bits(ROW_BITS, signed=True)
+    s0: int = bits(ROW_BITS, signed=True)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Rows to write: ``space`` NONE, VECTOR or OUTBOX."""
+
+    space: Space = bits(2, enum=Space)
+    base: int = bits(ROW_BITS)
+    s2: int = bits(ROW_BITS, signed=True)
+    s1: int = bits(ROW_BITS, signed=True)
+    s0: int = bits(ROW_BITS, signed=True)
+
+
+@dataclass(frozen=True)
+class TileTarget:
+    """Tiles to quantise to: one for each (i2, i1), its rows are i0; rows from n0 up to T are zero."""
+
+    enable: int = bits(1)
+    base: int = bits(TILE_BITS)
+    s2: int = bits(TILE_BITS, signed=True)
+    s1: int = bits(TILE_BITS, signed=True)
+
+
+@dataclass(frozen=True)
+class Immediate:
+    """A code of the machine's float format, or (``scalar`` = 1) the number of an element of the scalar file."""
+
+    scalar: int = bits(1)
+    value: int = bits(CODE_BITS)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """On the last iteration of loop ``loop`` (1 or 2; 0 = never), results from ``limit`` on are replaced by 0."""
+
+    loop: int = bits(2)
+    limit: int = bits(6)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A pass: ``y = function(alu(±(a*b), ±c)) * d`` on rows, for each point of the loop nest.
+
+    With ``reduce``, ``c`` is the alu's own result ``ways`` iterations of i0 ago (for i0 < ways the result is the
+    product itself), and only the last ``ways`` iterations of i0 are written, iteration i0 as i0 = ``i0 % ways``;
+    n0 must be at least ``ways``.
+    """
+
+    op: VectorOp = bits(2, enum=VectorOp)
+    loops: Loops = group(Loops)
+    p0: RowStream = group(RowStream)
+    p1: RowStream = group(RowStream)
+    a: Source = bits(3, enum=Source)
+    b: Source = bits(3, enum=Source, default=Source.ONE)
+    c: Source = bits(3, enum=Source)
+    d: Source = bits(3, enum=Source, default=Source.ONE)
+    negate_product: int = bits(1)
+    negate_c: int = bits(1)
+    alu: Alu = bits(3, enum=Alu)
+    function: Function = bits(4, enum=Function)
+    reduce: int = bits(1)
+    i0: Immediate = group(Immediate)
+    i1: Immediate = group(Immediate)
+    row_mask: Mask = group(Mask)
+    lane_mask: Mask = group(Mask)
+    target: Target = group(Target)
+    tile: TileTarget = group(TileTarget)
+    fence: int = bits(1)
+    wait: Tokens = group(Tokens)
+    signal: Tokens = group(Tokens)
+
+
+@dataclass(frozen=True)
+class TileStream:
+    """Tiles of tile memory: ``base + i1*s1 + i0*s0 + k*sk``; transposed tiles are read by columns."""
+
+    transposed: int = bits(1)
+    base: int = bits(TILE_BITS)
+    s1: int = bits(TILE_BITS, signed=True)
+    s0: int = bits(TILE_BITS, signed=True)
+    sk: int = bits(TILE_BITS, signed=True)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """For each (i1, i0): the sum over k of ``streamed · stationary``, ``rows`` rows of it, to the accumulators."""
+
+    n1: int = bits(COUNT_BITS, default=1)
+    n0: int = bits(COUNT_BITS, default=1)
+    k: int = bits(COUNT_BITS, default=1)
+    rows: int = bits(6)
+    streamed: TileStream = group(TileStream)
+    stationary: TileStream = group(TileStream)
+    wait: Tokens = group(Tokens)
+    signal: Tokens = group(Tokens)
+
+
+@dataclass(frozen=True)
+class DramAddress:
+    """A DRAM row address: ``bases[register] + offset + step*step_stride``."""
+
+    register: int = bits(4)
+    offset: int = bits(DRAM_BITS)
+    step_stride: int = bits(DRAM_BITS)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Copy ``count`` groups of ``rows`` rows from DRAM to the inbox, where they lie one after the other.
+
+    Group ``i`` starts at ``source + number*stride``: ``number`` is ``i``, or with ``gather`` the 32-bit word
+    ``i`` from ``index`` on (T words in a row).
+    """
+
+    count: int = bits(COUNT_BITS, default=1)
+    rows: int = bits(COUNT_BITS, default=1)
+    source: DramAddress = group(DramAddress)
+    stride: int = bits(ROW_BITS)
+    gather: int = bits(1)
+    index: DramAddress = group(DramAddress)
+    inbox: int = bits(ROW_BITS)
+    wait: Tokens = group(Tokens)
+    signal: Tokens = group(Tokens)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Copy ``rows`` rows from the outbox to DRAM."""
+
+    rows: int = bits(COUNT_BITS, default=1)
+    outbox: int = bits(ROW_BITS)
+    target: DramAddress = group(DramAddress)
+    wait: Tokens = group(Tokens)
+    signal: Tokens = group(Tokens)
+
+
+Instruction = Vector | Matrix | Load | Store
+
+CLASS_OF: dict[Unit, type] = {Unit.LOAD: Load, Unit.MATRIX: Matrix, Unit.VECTOR: Vector, Unit.STORE: Store}

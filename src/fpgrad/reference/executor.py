@@ -1,0 +1,115 @@
+"""The reference executor: runs programs one instruction at a time, in any order that the tokens allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpgrad.errors import ExecutionError, ProgramError
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.executor import RunResult
+from fpgrad.isa.instructions import Load, Matrix, Store, Tokens, Unit, Vector
+from fpgrad.isa.program import Entry, Program
+from fpgrad.reference import dma, matrix, vector
+from fpgrad.reference.machine import Machine
+
+
+def counts(tokens: Tokens) -> tuple[int, int, int, int]:
+    """Token counts in the order of :class:`Unit`."""
+    return tokens.load, tokens.matrix, tokens.vector, tokens.store
+
+
+class ReferenceExecutor:
+    """The specification of the machine, in NumPy. Slow; use the emulator for work."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.machine = Machine(config)
+        self._program: Program | None = None
+
+    def load_program(self, program: Program) -> None:
+        """See :class:`fpgrad.isa.executor.Executor`."""
+        program.check_machine(self.machine.config)
+        self.machine = Machine(program.config)
+        self._program = program
+
+    def write(self, row: int, words: NDArray[np.uint32]) -> None:
+        """See :class:`fpgrad.isa.executor.Executor`."""
+        self.machine.dram_rows(row, len(words))[:] = words
+
+    def read(self, row: int, rows: int) -> NDArray[np.uint32]:
+        """See :class:`fpgrad.isa.executor.Executor`."""
+        return self.machine.dram_rows(row, rows).copy()
+
+    def run(self, entry: str, steps: int, bases: Sequence[int]) -> RunResult:
+        """See :class:`fpgrad.isa.executor.Executor`; cycles are not counted."""
+        if self._program is None:
+            raise ExecutionError("no program is loaded")
+        if entry not in self._program.entries:
+            raise ProgramError(f"entry must be one of {sorted(self._program.entries)}, not {entry!r}")
+        before = self.machine.saturated_vector, self.machine.saturated_accumulator
+        _Run(self._program, self._program.entries[entry], self.machine, steps, bases).go()
+        return RunResult(
+            0, self.machine.saturated_vector - before[0], self.machine.saturated_accumulator - before[1]
+        )
+
+
+class _Run:
+    """One run of an entry: a program counter and a step for each unit, and the token channels."""
+
+    def __init__(self, program: Program, entry: Entry, machine: Machine, steps: int, bases: Sequence[int]) -> None:
+        self.program, self.entry, self.machine = program, entry, machine
+        self.steps, self.bases = steps, bases
+        self.channel = [list(row) for row in entry.tokens]
+        self.at = list(entry.start)
+        self.step = [0] * 4
+
+    def go(self) -> None:
+        progress = True
+        while progress:
+            progress = False
+            for unit in Unit:
+                while self._ready(unit):
+                    self._execute(unit)
+                    progress = True
+        stuck = [u for u in Unit if not self._finished(u)]
+        if stuck:
+            where = ", ".join(f"{u.name.lower()} at instruction {self.at[u]} of step {self.step[u]}" for u in stuck)
+            raise ExecutionError(f"the units wait for each other: {where}")
+        if self.machine.accumulated:
+            raise ExecutionError(f"{len(self.machine.accumulated)} accumulator rows were never taken")
+
+    def _finished(self, unit: Unit) -> bool:
+        empty = self.entry.start[unit] == self.entry.stop[unit]
+        return empty or self.step[unit] == self.steps
+
+    def _ready(self, unit: Unit) -> bool:
+        if self._finished(unit):
+            return False
+        instruction = self.program.units[unit][self.at[unit]]
+        wanted = counts(instruction.wait)
+        if any(self.channel[source][unit] < n for source, n in enumerate(wanted)):
+            return False
+        return not isinstance(instruction, Vector) or len(self.machine.accumulated) >= vector.acc_rows(instruction)
+
+    def _execute(self, unit: Unit) -> None:
+        instruction = self.program.units[unit][self.at[unit]]
+        for source, n in enumerate(counts(instruction.wait)):
+            self.channel[source][unit] -= n
+        step = self.step[unit]
+        match instruction:
+            case Load():
+                dma.load(self.machine, instruction, self.bases, step)
+            case Matrix():
+                matrix.execute(self.machine, instruction)
+            case Vector():
+                vector.execute(self.machine, instruction)
+            case Store():
+                dma.store(self.machine, instruction, self.bases, step)
+        for destination, n in enumerate(counts(instruction.signal)):
+            self.channel[unit][destination] += n
+        self.at[unit] += 1
+        if self.at[unit] == self.entry.stop[unit]:
+            self.at[unit] = self.entry.start[unit]
+            self.step[unit] += 1

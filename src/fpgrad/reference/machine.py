@@ -1,0 +1,87 @@
+"""The state of a machine, as plain arrays: what instructions read and write."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fpgrad.errors import ExecutionError
+from fpgrad.formats.smallfloat import Codes, Flags
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.instructions import Space
+
+#: DRAM rows are kept in blocks of this many, made when they are first written.
+BLOCK = 1 << 12
+
+
+@dataclass
+class Machine:
+    """On-chip memories hold codes (int64), external memory holds 32-bit words."""
+
+    config: MachineConfig
+    vector: Codes = field(init=False)
+    inbox: Codes = field(init=False)
+    outbox: Codes = field(init=False)
+    mantissas: Codes = field(init=False)
+    exponents: Codes = field(init=False)
+    scalars: Codes = field(init=False)
+    random: Codes = field(init=False)
+    accumulated: deque[tuple[Codes, Flags]] = field(init=False)
+    dram: np.ndarray = field(init=False)
+    saturated_vector: int = 0
+    saturated_accumulator: int = 0
+
+    def __post_init__(self) -> None:
+        t, m = self.config.side, self.config.memory
+        self.vector = np.zeros((m.vector_rows, t), np.int64)
+        self.inbox = np.zeros((m.inbox_rows, t), np.int64)
+        self.outbox = np.zeros((m.outbox_rows, t), np.int64)
+        self.mantissas = np.zeros((m.tiles, t, t), np.int64)
+        self.exponents = np.zeros(m.tiles, np.int64)
+        self.scalars = np.zeros(t, np.int64)
+        self.random = np.ones(t, np.int64)
+        # Rows that the matrix unit finished and the vector unit has not taken: codes and saturation flags.
+        self.accumulated = deque()
+        self.dram = np.zeros((0, t), np.uint32)
+
+    def rows(self, space: Space) -> Codes:
+        """The row memory of ``space``.
+
+        Raises:
+            ExecutionError: ``space`` is NONE.
+        """
+        if space is Space.VECTOR:
+            return self.vector
+        if space is Space.INBOX:
+            return self.inbox
+        if space is Space.OUTBOX:
+            return self.outbox
+        raise ExecutionError("an operand reads a memory stream whose space is NONE")
+
+    def dram_rows(self, row: int, rows: int) -> np.ndarray:
+        """A view of external memory, which grows as it is touched up to the configured depth.
+
+        Raises:
+            ExecutionError: outside external memory.
+        """
+        limit = self.config.memory.dram_rows
+        if row < 0 or row + rows > limit:
+            raise ExecutionError(f"DRAM rows {row} to {row + rows - 1} are outside the {limit} rows of the machine")
+        if row + rows > len(self.dram):
+            grown = np.zeros((min(limit, -(-(row + rows) // BLOCK) * BLOCK), self.config.side), np.uint32)
+            grown[: len(self.dram)] = self.dram
+            self.dram = grown
+        return self.dram[row : row + rows]
+
+
+def check_range(what: str, addresses: Codes, depth: int) -> None:
+    """Raise when an address is outside its memory.
+
+    Raises:
+        ExecutionError: naming the smallest and largest address and the depth.
+    """
+    low, high = int(addresses.min()), int(addresses.max())
+    if low < 0 or high >= depth:
+        raise ExecutionError(f"{what} addresses {low} to {high} are outside its {depth} rows")
