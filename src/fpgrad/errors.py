@@ -54,9 +54,7 @@ class UnsupportedFrameworkError(ModelError, TypeError):
 
     def __init__(self, model: object) -> None:
         cls = type(model)
-        super().__init__(
-            f"model must be a Keras 3 model, not {cls.__module__}.{cls.__qualname__}"
-        )
+        super().__init__(f"model must be a Keras 3 model, not {cls.__module__}.{cls.__qualname__}")
 
 
 @dataclass(frozen=True)
