@@ -7,6 +7,7 @@ from fpgrad.graph import builder
 from fpgrad.graph.evaluate import evaluate, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
 from fpgrad.graph.ops import OPS, OpRecord
+from fpgrad.graph.text import parse_function, print_function
 from fpgrad.graph.verify import STAGES, describe, verify
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "describe",
     "evaluate",
     "evaluate_node",
+    "parse_function",
+    "print_function",
     "topological",
     "verify",
 ]

@@ -357,7 +357,7 @@ _RECORDS = (
         "layer_norm",
         3,
         _row_parameters,
-        lambda x, _: (
+        lambda x, a: (
             standardise(x[0], np.full((1, 1), 1.0 / x[0].shape[1]), 1, a["epsilon"]) * x[1] + x[2]
         ),
         attrs=("epsilon",),

@@ -1,1 +1,36 @@
-"""Graph passes: autodiff, optimizers, decomposition, quantisation and fusion, each a frozen object."""
+"""From a model's forward function to training, evaluation and prediction steps ready for codegen.
+
+Losses, metrics, regularisers and optimizers are in the modules of those names.
+"""
+
+from fpgrad.transform.build import (
+    LOSS_SUM,
+    REGULARISATION_SUM,
+    LossTerm,
+    MetricTerm,
+    build_evaluation,
+    build_prediction,
+    build_training,
+)
+from fpgrad.transform.optimizers import Optimizer, slot_state
+from fpgrad.transform.pipeline import LOWERING, lower, run_pass, run_pipeline
+from fpgrad.transform.regularisers import L1L2
+from fpgrad.transform.rewrite import Pass
+
+__all__ = [
+    "L1L2",
+    "LOSS_SUM",
+    "LOWERING",
+    "REGULARISATION_SUM",
+    "LossTerm",
+    "MetricTerm",
+    "Optimizer",
+    "Pass",
+    "build_evaluation",
+    "build_prediction",
+    "build_training",
+    "lower",
+    "run_pass",
+    "run_pipeline",
+    "slot_state",
+]

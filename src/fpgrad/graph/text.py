@@ -1,0 +1,126 @@
+"""The text form of a function: one line a node, printed and parsed without loss.
+
+Golden tests compare it, people read it between passes, and a bug report can carry it::
+
+    function "forward" {
+      %0 = input {"kind": "batch"} (4, 3) "x"
+      %1 = state {"role": "parameter", "trainable": true} (3, 2) "dense/kernel"
+      %2 = matmul %0, %1 {"ta": false, "tb": false} (4, 2) "dense"
+      output "dense" %2
+    }
+
+Attributes are JSON; a constant whose elements are all equal prints its value once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fpgrad.errors import GraphTextError
+from fpgrad.graph.node import Function, Node, Shape
+
+_NODE = re.compile(
+    r"%(?P<id>\d+) = (?P<op>\w+)(?: (?P<inputs>%\d+(?:, %\d+)*))?(?: (?P<attrs>\{.*\}))?"
+    r' \((?P<rows>\d+), (?P<cols>\d+)\) (?P<name>"(?:[^"\\]|\\.)*")'
+)
+_HEADER = re.compile(r'function (?P<name>"(?:[^"\\]|\\.)*") \{')
+_OUTPUT = re.compile(r'output (?P<name>"(?:[^"\\]|\\.)*") %(?P<id>\d+)')
+_UPDATE = re.compile(r"update %(?P<state>\d+) = %(?P<id>\d+)")
+
+
+def print_function(function: Function) -> str:
+    """The text form, ending in a newline; equal functions print equal text."""
+    numbers = {node: i for i, node in enumerate(function.nodes())}
+    lines = [f"function {json.dumps(function.name)} {{"]
+    for node, i in numbers.items():
+        operands = ", ".join(f"%{numbers[x]}" for x in node.inputs)
+        parts = [f"  %{i} =", node.op, operands, _print_attrs(node)]
+        parts += [f"({node.shape[0]}, {node.shape[1]})", json.dumps(node.name)]
+        lines.append(" ".join(part for part in parts if part))
+    lines += [f"  output {json.dumps(name)} %{numbers[node]}" for name, node in function.outputs]
+    lines += [f"  update %{numbers[s]} = %{numbers[node]}" for s, node in function.updates]
+    return "\n".join([*lines, "}", ""])
+
+
+def parse_function(text: str) -> Function:
+    """The function that `text` prints; GraphTextError with the line that cannot be read.
+
+    The result is not verified: call `verify` with the stage it should be in.
+    """
+    nodes: dict[int, Node] = {}
+    name: str | None = None
+    outputs: list[tuple[str, Node]] = []
+    updates: list[tuple[Node, Node]] = []
+    closed = False
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line:
+            continue
+        try:
+            if name is None:
+                name = json.loads(_match(_HEADER, line)["name"])
+            elif closed:
+                raise GraphTextError("text after the closing brace")
+            elif line == "}":
+                closed = True
+            elif line.startswith("output "):
+                match = _match(_OUTPUT, line)
+                outputs.append((json.loads(match["name"]), nodes[int(match["id"])]))
+            elif line.startswith("update "):
+                match = _match(_UPDATE, line)
+                updates.append((nodes[int(match["state"])], nodes[int(match["id"])]))
+            else:
+                match = _match(_NODE, line)
+                if int(match["id"]) in nodes:
+                    raise GraphTextError(f"%{match['id']} is defined twice")
+                nodes[int(match["id"])] = _parse_node(match, nodes)
+        except KeyError as error:
+            raise GraphTextError(f"line {number}: %{error} is not defined before") from None
+        except (ValueError, TypeError) as error:
+            raise GraphTextError(f"line {number}: {error}: {line!r}") from None
+    if name is None or not closed:
+        raise GraphTextError('text must be one function "name" { ... } with its closing brace')
+    return Function(
+        name,
+        tuple(n for n in nodes.values() if n.op == "input"),
+        tuple(n for n in nodes.values() if n.op == "state"),
+        tuple(outputs),
+        tuple(updates),
+    )
+
+
+def _match(pattern: re.Pattern[str], line: str) -> Mapping[str, Any]:
+    match = pattern.fullmatch(line)
+    if match is None:
+        raise GraphTextError("line does not have the form of a node, output or update")
+    return match.groupdict()
+
+
+def _print_attrs(node: Node) -> str:
+    if not node.attrs:
+        return ""
+    attrs = dict(node.attrs)
+    if node.op == "const":
+        first = float(node.value.flat[0])
+        # Compared as bits, so that -0.0 survives.
+        same = bool(np.all(node.value.view(np.uint64) == node.value.view(np.uint64).flat[0]))
+        attrs["value"] = first if same else node.value.tolist()
+    return json.dumps(attrs)
+
+
+def _parse_node(match: Mapping[str, Any], nodes: Mapping[int, Node]) -> Node:
+    shape: Shape = (int(match["rows"]), int(match["cols"]))
+    attrs: dict[str, Any] = json.loads(match["attrs"]) if match["attrs"] else {}
+    if match["op"] == "const":
+        value = np.array(np.broadcast_to(np.asarray(attrs["value"], dtype=np.float64), shape))
+        value.setflags(write=False)
+        attrs["value"] = value
+    elif "shape" in attrs:
+        attrs["shape"] = tuple(attrs["shape"])
+    ids = [int(x.strip()[1:]) for x in match["inputs"].split(",")] if match["inputs"] else []
+    return Node(match["op"], tuple(nodes[i] for i in ids), attrs, shape, json.loads(match["name"]))

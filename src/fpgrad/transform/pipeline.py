@@ -1,0 +1,51 @@
+"""The named pipeline from a training, evaluation or prediction function to what codegen takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fpgrad.errors import GraphError, GraphVerifyError
+from fpgrad.graph import Function, verify
+from fpgrad.transform.decompose import Decompose
+from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
+from fpgrad.transform.rewrite import Pass
+from fpgrad.transform.simplify import Simplify
+
+LOWERING: tuple[Pass, ...] = (Decompose(), Simplify(), RowSumsOnArray(), QuantiseOperands())
+"""From stage `training` to stage `quantised`."""
+
+
+def run_pass(one: Pass, function: Function) -> Function:
+    """Runs one pass, verified in and out; an error names the pass and the side."""
+    wanted, delivered = one.stages
+    try:
+        verify(function, wanted)
+    except GraphVerifyError as error:
+        raise GraphVerifyError(f"before pass {one.name!r}: {error}") from None
+    result = one.run(function)
+    try:
+        return verify(result, delivered)
+    except GraphVerifyError as error:
+        raise GraphVerifyError(f"after pass {one.name!r}: {error}") from None
+
+
+def run_pipeline(
+    passes: Sequence[Pass],
+    function: Function,
+    observe: Callable[[str, Function], None] | None = None,
+) -> Function:
+    """Runs `passes` in order; `observe(pass name, result)` sees each result, for dumps."""
+    stage: str | None = None
+    for one in passes:
+        if stage is not None and one.stages[0] != stage:
+            raise GraphError(f"pass {one.name!r} wants stage {one.stages[0]!r}, not {stage!r}")
+        function = run_pass(one, function)
+        stage = one.stages[1]
+        if observe is not None:
+            observe(one.name, function)
+    return function
+
+
+def lower(function: Function, observe: Callable[[str, Function], None] | None = None) -> Function:
+    """A function of stage `training` to stage `quantised`, ready for code generation."""
+    return run_pipeline(LOWERING, function, observe)

@@ -1,0 +1,224 @@
+"""Gradient transforms: the small pure pieces that optimizers are composed of.
+
+Each takes the update so far (first the gradient) and its slots, and gives the next update and the
+slots' new values. The last update of a chain is added to the parameter. Where a moving average
+(1 - beta)*g + beta*m appears, the slot holds m/(1 - beta): one multiply-add less per element, and
+`Slot.scale` says how to get Keras's value back. What changes from step to step is computed by the
+host in float64 and comes in as scalars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fpgrad.errors import InvalidArgumentError
+from fpgrad.graph import Node
+from fpgrad.graph import builder as g
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that an optimizer keeps beside each parameter, zero at the start.
+
+    name: Keras's name of the variable. scale: Keras's value = scale × the stored one.
+    """
+
+    name: str
+    scale: float = 1.0
+
+
+Slots = Mapping[str, Node]
+
+
+class UpdateTransform(Protocol):
+    """One piece of an optimizer."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The tensors kept beside each parameter."""
+        ...
+
+    def host_scalars(self, learning_rate: float, iteration: int, /) -> dict[str, float]:
+        """The scalars of the step with 0-based number `iteration`, in float64."""
+        ...
+
+    def update(self, update: Node, slots: Slots, scalars: Slots, /) -> tuple[Node, dict[str, Node]]:
+        """(next update, new values of all slots)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClipByValue:
+    """Limits each element to [-limit, limit]."""
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0.0:
+            raise InvalidArgumentError(f"clipvalue must be positive, not {self.limit!r}")
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """None."""
+        return ()
+
+    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def update(
+        self, update: Node, _slots: Slots, _scalars: Slots, /
+    ) -> tuple[Node, dict[str, Node]]:
+        """Min and max."""
+        return g.maximum(g.minimum(update, self.limit), -self.limit), {}
+
+
+@dataclass(frozen=True)
+class ScaleByLearningRate:
+    """Multiplies by step_size = -learning_rate*factor."""
+
+    factor: float = 1.0
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """None."""
+        return ()
+
+    def host_scalars(self, learning_rate: float, _iteration: int, /) -> dict[str, float]:
+        """step_size."""
+        return {"step_size": -learning_rate * self.factor}
+
+    def update(
+        self, update: Node, _slots: Slots, scalars: Slots, /
+    ) -> tuple[Node, dict[str, Node]]:
+        """One multiplication."""
+        return g.mul(update, scalars["step_size"]), {}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Momentum, after the learning rate: m' = momentum*m + u; gives m', or momentum*m' + u.
+
+    sign: Keras's variable is sign × m (RMSprop subtracts its momentum, SGD adds it).
+    """
+
+    momentum: float
+    nesterov: bool = False
+    sign: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_unit("momentum", self.momentum, closed=True)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Momentum."""
+        return (Slot("momentum", self.sign),)
+
+    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def update(
+        self, update: Node, slots: Slots, _scalars: Slots, /
+    ) -> tuple[Node, dict[str, Node]]:
+        """One multiply-add, two with Nesterov."""
+        m = g.add(g.mul(slots["momentum"], self.momentum), update)
+        result = g.add(g.mul(m, self.momentum), update) if self.nesterov else m
+        return result, {"momentum": m}
+
+
+@dataclass(frozen=True)
+class ScaleByRms:
+    """g/sqrt(v + epsilon) with v the moving mean of g², less the squared moving mean of g if
+    centered; without the factor 1/sqrt(1 - rho), which belongs to the step size."""
+
+    rho: float
+    epsilon: float
+    centered: bool = False
+
+    def __post_init__(self) -> None:
+        _check_unit("rho", self.rho)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """velocity, and average_gradient when centered; both scaled by 1 - rho."""
+        names = ("velocity", "average_gradient") if self.centered else ("velocity",)
+        return tuple(Slot(name, 1.0 - self.rho) for name in names)
+
+    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def update(
+        self, update: Node, slots: Slots, _scalars: Slots, /
+    ) -> tuple[Node, dict[str, Node]]:
+        """V' = rho*V + g²; A' = rho*A + g; g*rsqrt(V' - (1-rho)*A'² + epsilon/(1-rho))."""
+        velocity = g.add(g.mul(slots["velocity"], self.rho), g.mul(update, update))
+        new = {"velocity": velocity}
+        variance = velocity
+        if self.centered:
+            average = g.add(g.mul(slots["average_gradient"], self.rho), update)
+            new["average_gradient"] = average
+            # Never negative in exact arithmetic; rounding must not make it so.
+            squared = g.mul(g.mul(average, average), 1.0 - self.rho)
+            variance = g.maximum(g.sub(velocity, squared), 0.0)
+        root = g.rsqrt(g.add(variance, self.epsilon / (1.0 - self.rho)))
+        return g.mul(root, update), new
+
+
+@dataclass(frozen=True)
+class ScaleByAdam:
+    """m/(sqrt(v) + epsilon) times sqrt(1-beta_2)/(1-beta_1), then the bias-corrected step size.
+
+    epsilon_inside: compute m/sqrt(v + epsilon²) instead, one pass where the exact form takes three.
+    The two agree but where sqrt(v) is near epsilon, so it is meant for epsilons far below the
+    gradients (1e-7); pass False for large ones.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-7
+    amsgrad: bool = False
+    epsilon_inside: bool = True
+
+    def __post_init__(self) -> None:
+        _check_unit("beta_1", self.beta_1)
+        _check_unit("beta_2", self.beta_2)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """momentum/(1-beta_1), velocity/(1-beta_2), velocity_hat/(1-beta_2) with amsgrad."""
+        slots = (Slot("momentum", 1.0 - self.beta_1), Slot("velocity", 1.0 - self.beta_2))
+        return (*slots, Slot("velocity_hat", 1.0 - self.beta_2)) if self.amsgrad else slots
+
+    def host_scalars(self, learning_rate: float, iteration: int, /) -> dict[str, float]:
+        """step_size = -lr*sqrt(1 - beta_2^t)/(1 - beta_1^t) * (1-beta_1)/sqrt(1-beta_2)."""
+        t = iteration + 1
+        corrected = math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
+        scale = (1.0 - self.beta_1) / math.sqrt(1.0 - self.beta_2)
+        return {"step_size": -learning_rate * corrected * scale}
+
+    def update(self, update: Node, slots: Slots, scalars: Slots, /) -> tuple[Node, dict[str, Node]]:
+        """M' = beta_1*M + g; V' = beta_2*V + g²; step_size*M'*rsqrt(V' + epsilon²/(1-beta_2))."""
+        momentum = g.add(g.mul(slots["momentum"], self.beta_1), update)
+        velocity = g.add(g.mul(slots["velocity"], self.beta_2), g.mul(update, update))
+        new = {"momentum": momentum, "velocity": velocity}
+        if self.amsgrad:
+            velocity = g.maximum(slots["velocity_hat"], velocity)
+            new["velocity_hat"] = velocity
+        if self.epsilon_inside:
+            inverse = g.rsqrt(g.add(velocity, self.epsilon**2 / (1.0 - self.beta_2)))
+        else:
+            root = g.mul(g.rsqrt(velocity), velocity)
+            inverse = g.reciprocal(g.add(root, self.epsilon / math.sqrt(1.0 - self.beta_2)))
+        return g.mul(g.mul(inverse, momentum), scalars["step_size"]), new
+
+
+def _check_unit(name: str, value: float, closed: bool = False) -> None:
+    if not (0.0 <= value < 1.0 or (closed and value == 1.0)):
+        raise InvalidArgumentError(
+            f"{name} must be in [0, 1{']' if closed else ')'}, not {value!r}"
+        )
