@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from tests.formats import oracle
 
 from fpgrad.errors import FormatError
@@ -16,7 +17,7 @@ from fpgrad.formats import BF16, FP24, FloatFormat, from_float, smallfloat, to_f
 FP32 = FloatFormat(8, 23)
 TINY = [FloatFormat(2, 1), FloatFormat(3, 2), FloatFormat(2, 4), FloatFormat(4, 1)]
 
-Operation = Callable[[FloatFormat, object, object], tuple[np.ndarray, np.ndarray]]
+Operation = Callable[[FloatFormat, ArrayLike, ArrayLike], tuple[np.ndarray, np.ndarray]]
 OPERATIONS: list[tuple[Operation, Callable[[Fraction, Fraction], Fraction]]] = [
     (smallfloat.add, lambda x, y: x + y),
     (smallfloat.multiply, lambda x, y: x * y),
@@ -281,7 +282,7 @@ def test_fp24_is_float64_rounded():
     assert np.array_equal(smallfloat.multiply(FP24, a, b)[0], from_float(FP24, x * y)[0])
 
 
-@pytest.mark.parametrize("distance", range(0, 30))
+@pytest.mark.parametrize("distance", range(30))
 def test_binary32_sums_at_every_distance(distance: int):
     """Random mantissas, exponents a fixed distance apart, both signs."""
     count = 4_000
