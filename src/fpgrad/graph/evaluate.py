@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,8 +58,9 @@ def _bind(
             f" missing: {missing}, unknown: {unknown}"
         )
     for node in nodes:
+        # A seed has 64 bits, more than float64 holds: it stays an integer.
         seed = node.attrs.get("kind") == "seed"
-        array = np.asarray(given[node.name], dtype=np.uint64 if seed else np.float64)
+        array: Any = np.asarray(given[node.name], dtype=np.uint64 if seed else np.float64)
         if array.ndim == 0:
             array = array.reshape(1, 1)
         if array.shape != node.shape:

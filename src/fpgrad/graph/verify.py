@@ -44,13 +44,13 @@ def describe(node: Node) -> str:
 
 def _check_declarations(function: Function, nodes: Sequence[Node], problems: list[str]) -> None:
     for what, declared in (("input", function.inputs), ("state", function.states)):
-        names: set[str] = set()
+        taken: set[str] = set()
         for node in declared:
             if node.op != what:
                 problems.append(f"{describe(node)} is declared as {what}")
-            if node.name in names or not node.name:
+            if node.name in taken or not node.name:
                 problems.append(f"{what} name {node.name!r} must be unique and not empty")
-            names.add(node.name)
+            taken.add(node.name)
         problems.extend(
             f"{describe(node)} is used but not declared"
             for node in nodes

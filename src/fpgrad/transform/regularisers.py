@@ -24,7 +24,7 @@ class L1L2:
             terms.append(g.mul(_total(g.unary("abs", parameter)), self.l1))
         if not terms:
             return g.const(0.0)
-        return terms[0] if len(terms) == 1 else g.add(*terms)
+        return terms[0] if len(terms) == 1 else g.add(terms[0], terms[1])
 
     def add_gradient(self, gradient: Node, parameter: Node) -> Node:
         """`gradient` plus that of the penalty."""
