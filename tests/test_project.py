@@ -70,6 +70,22 @@ def test_import_brings_no_framework_and_no_hdl() -> None:
     assert ran.stdout.strip() == "set()", ran.stderr
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["formats", "graph", "isa", "transform", "codegen", "reference", "emulator", "host", "report"],
+)
+def test_core_needs_no_extra(name: str) -> None:
+    """What neither is a front end nor describes hardware works with NumPy and typer alone."""
+    program = (
+        f"import sys, fpgrad.{name};"
+        "print({'keras', 'torch', 'tensorflow', 'amaranth', 'sklearn'} & set(sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == "set()", ran.stderr
+
+
 def test_contracts_hold(copied: Path) -> None:
     ran = lint_imports(copied)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -93,6 +109,8 @@ def test_contracts_hold(copied: Path) -> None:
         ("host", "tensorflow.data", "Frameworks"),
         ("codegen", "amaranth", "Amaranth"),
         ("emulator", "amaranth.hdl", "Amaranth"),
+        ("host", "fpgrad", "Root"),
+        ("flow", "fpgrad", "Root"),
     ],
 )
 def test_violation_is_found(copied: Path, module: str, imported: str, contract: str) -> None:
@@ -114,6 +132,7 @@ def test_violation_is_found(copied: Path, module: str, imported: str, contract: 
         ("link/example/gateware.py", "amaranth.lib.wiring"),
         ("rtl/_allowed.py", "amaranth"),
         ("target/_allowed.py", "amaranth_boards.ulx3s"),
+        ("cli/_allowed.py", "fpgrad"),
     ],
 )
 def test_allowed_import_is_allowed(copied: Path, file: str, imported: str) -> None:
