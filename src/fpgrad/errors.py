@@ -142,3 +142,11 @@ class ToolFailedError(FpgradError, RuntimeError):
 
 class ExecutorMismatchError(FpgradError):
     """Two executors of one program differ; the message decodes the first difference."""
+
+
+class MissingExtraError(FpgradError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class SaturationWarning(UserWarning):
+    """Numbers were limited to the largest of the machine's formats; the message says how many."""
