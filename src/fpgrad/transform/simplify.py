@@ -28,15 +28,21 @@ class Simplify:
         """A function of equal meaning with no two equal nodes."""
         known: dict[Hashable, Node] = {}
 
+        settled: set[Node] = set()
+
         def merged(node: Node) -> Node:
-            return known.setdefault(_key(node), node)
+            if node in settled:
+                return node
+            node = with_inputs(node, tuple(merged(x) for x in node.inputs))
+            representative = known.setdefault(_key(node), node)
+            settled.add(representative)
+            return representative
 
         def rule(node: Node, operands: tuple[Node, ...]) -> Node:
             candidate = _canonical(with_inputs(node, operands))
             simple = _simplified(candidate)
-            while simple is not candidate and not simple.is_leaf:
-                simple = with_inputs(simple, tuple(merged(x) for x in simple.inputs))
-                candidate = _canonical(simple)
+            while simple is not candidate:
+                candidate = _canonical(merged(simple))
                 simple = _simplified(candidate)
             return merged(simple)
 
@@ -93,17 +99,32 @@ def _simplified(node: Node) -> Node:
 
 
 def _product(node: Node) -> Node:
+    """Constant factors meet, and move to the smaller operand, where they cost less."""
     a, b = node.inputs
     factor = _scalar(b)
-    if factor is None:
+    if factor is not None:
+        inner, inner_factor = _split(a)
+        if factor == 1.0 or inner is not a:
+            return _scaled(inner, inner_factor * factor, node.name)
         return node
-    if factor == 1.0:
-        return a
-    if a.op == "mul":
-        inner = _scalar(a.inputs[1])
-        if inner is not None:
-            return g.mul(a.inputs[0], inner * factor, name=node.name)
-    return node
+    (x, factor_a), (y, factor_b) = _split(a), _split(b)
+    if x is a or (y is b and _size(x) == _size(b)):
+        return node
+    return g.mul(x, _scaled(y, factor_a * factor_b, node.name), name=node.name)
+
+
+def _split(node: Node) -> tuple[Node, float]:
+    """(x, c) when `node` is x * c, else (node, 1)."""
+    if node.op == "mul":
+        factor = _scalar(node.inputs[1])
+        if factor is not None:
+            return node.inputs[0], factor
+    return node, 1.0
+
+
+def _scaled(x: Node, factor: float, name: str) -> Node:
+    """Multiplies by a constant, unless it is 1."""
+    return x if factor == 1.0 else g.mul(x, factor, name=name)
 
 
 def _sum(node: Node) -> Node:
@@ -124,7 +145,6 @@ def _sum(node: Node) -> Node:
 
 
 def _negated(node: Node) -> Node | None:
-    """X when `node` is x * -1."""
-    if node.op == "mul" and _scalar(node.inputs[1]) == -1.0:
-        return node.inputs[0]
-    return None
+    """Gives x when `node` is x * -1."""
+    x, factor = _split(node)
+    return x if factor == -1.0 else None
