@@ -1,0 +1,95 @@
+"""Allocation: bases for buffers, by lifetime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fpgrad.codegen.steps import Buffer, StepList, VectorStep
+
+
+@dataclass(frozen=True)
+class Need:
+    """Rows and tiles that a program uses of each memory."""
+
+    vector_rows: int = 0
+    tiles: int = 0
+    inbox_rows: int = 0
+    outbox_rows: int = 0
+
+    def join(self, other: Need) -> Need:
+        """What suffices for both."""
+        return Need(
+            max(self.vector_rows, other.vector_rows),
+            max(self.tiles, other.tiles),
+            max(self.inbox_rows, other.inbox_rows),
+            max(self.outbox_rows, other.outbox_rows),
+        )
+
+
+def align_up(x: int, to: int) -> int:
+    """The smallest multiple of ``to`` from ``x`` on."""
+    return -(-x // to) * to
+
+
+def lay_out(buffers: Iterable[Buffer], start: int = 0) -> int:
+    """Place buffers one after the other; returns the end."""
+    at = start
+    for buffer in buffers:
+        buffer.base = align_up(at, buffer.align)
+        at = buffer.base + buffer.size
+    return at
+
+
+def lifetimes(steps: Sequence[VectorStep]) -> dict[Buffer, tuple[int, int]]:
+    """First and last step that touches each buffer which does not persist."""
+    spans: dict[Buffer, tuple[int, int]] = {}
+    for i, step in enumerate(steps):
+        for buffer in step.reads() | step.writes():
+            if not buffer.persistent:
+                spans[buffer] = (spans.get(buffer, (i, i))[0], i)
+    return spans
+
+
+def place(spans: dict[Buffer, tuple[int, int]], floor: int) -> int:
+    """First fit: buffers whose lifetimes overlap get disjoint places from ``floor`` on; returns the end.
+
+    Two buffers may share a place only when one's last use comes before the other's first: a pass never writes
+    where it reads another tensor.
+    """
+    placed: list[Buffer] = []
+    end = floor
+    for buffer in sorted(spans, key=lambda b: (-b.size, spans[b])):
+        first, last = spans[buffer]
+        rivals = sorted(
+            (b.base or 0, (b.base or 0) + b.size) for b in placed if spans[b][0] <= last and spans[b][1] >= first
+        )
+        at = align_up(floor, buffer.align)
+        for low, high in rivals:
+            if at + buffer.size <= low:
+                break
+            at = max(at, align_up(high, buffer.align))
+        buffer.base = at
+        placed.append(buffer)
+        end = max(end, at + buffer.size)
+    return end
+
+
+def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
+    """Give every buffer of a function its base, above what persists.
+
+    Tiles of tile memory may be written again once the pass that took the rows of their last product has begun:
+    the order of steps is that of passes, so their lifetimes need nothing more.
+    """
+    spans = lifetimes(steps.steps)
+
+    def of(place_name: str) -> dict[Buffer, tuple[int, int]]:
+        return {b: s for b, s in spans.items() if b.place == place_name}
+
+    for buffer in {load.buffer for load in steps.loads}:
+        spans.setdefault(buffer, (0, 0))
+    vector = place(of("vector"), vector_floor)
+    tiles = place(of("tile"), tile_floor)
+    inbox = lay_out([load.buffer for load in steps.loads])
+    outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
+    return Need(vector, tiles, inbox, outbox)

@@ -1,0 +1,274 @@
+"""From functions of the graph to a program, and to the smallest machine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
+from fpgrad.codegen.emit import Emitter
+from fpgrad.codegen.persistent import Persistent
+from fpgrad.codegen.schedule import schedule
+from fpgrad.codegen.select import Selector, select
+from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
+from fpgrad.codegen.storage import Grid, Quantised, Stored
+from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
+from fpgrad.formats import Function
+from fpgrad.formats.table import TABLED
+from fpgrad.graph import Function as GraphFunction
+from fpgrad.isa.config import ControlConfig, MachineConfig
+from fpgrad.isa.instructions import Source, Unit
+from fpgrad.isa.program import Entry, Program, Symbol
+
+#: Rows moved at a time between DRAM and what persists on the chip.
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the user decides about the machine; the rest follows from the model.
+
+    Args:
+        formats: number formats and tile side; its memory sizes count only with ``fixed``.
+        fixed: the machine exists already: use ``formats`` as it is, or fail.
+    """
+
+    formats: MachineConfig = MachineConfig()
+    fixed: bool = False
+
+
+def compile_functions(functions: Mapping[str, GraphFunction], machine: Machine | None = None) -> Program:
+    """Compile the functions of a model, which share its states, into one program.
+
+    Args:
+        functions: by entry name; each at stage "quantised".
+        machine: formats, or a whole existing machine.
+
+    Returns:
+        the program; its ``config`` is the smallest machine for it, or the given one.
+
+    Raises:
+        GraphError: an expression that no pass computes.
+        MemoryCapacityError: the given machine is too small; the message says how much is missing.
+    """
+    machine = machine or Machine()
+    config = machine.formats
+    keep = Persistent(config.side)
+    for function in functions.values():
+        for node in function.nodes():
+            if node.op == "quantise" and node.inputs[0].op == "state":
+                keep.add_state_tile(node.inputs[0])
+        for state in function.states:
+            keep.add_state(state)
+    selected = {name: select(function, keep) for name, function in functions.items()}
+    vector_floor, tile_floor = place_persistent(keep)
+
+    need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
+    emitter = Emitter(config.vector.number)
+    emitter.side = config.side
+    entries: dict[str, Entry] = {}
+    lists = [selector.out for selector in selected.values()]
+    for steps in lists:
+        steps.steps = schedule(steps.steps, config.side)
+    house = housekeeping(keep, vector_floor)
+    for steps in (*lists, *house):
+        need = need.join(allocate(steps, vector_floor, tile_floor))
+    for steps in (*lists, *house):
+        entries[steps.name] = emitter.entry(steps, scalar_index(functions.get(steps.name)))
+
+    control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
+    if not machine.fixed:
+        config = fitted(config, need, control, [s for steps in (*lists, *house) for s in steps.steps])
+    check_fit(config, need, control)
+    symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
+    symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
+    for name, selector in selected.items():
+        symbols += [symbol(s.buffer, s.grid, s.kind, s.transposed, f"{name}: ") for s in selector.stored.values()]
+        symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ") for q in selector.quantised.values()]
+    return Program(
+        config,
+        {u: tuple(i) for u, i in emitter.units.items()},
+        entries,
+        tuple(dict.fromkeys(symbols)),
+        {u: tuple(n) for u, n in emitter.notes.items()},
+        describe(functions, selected, keep, vector_floor),
+    )
+
+
+def scalar_index(function: GraphFunction | None) -> dict[str, int]:
+    """Which element of the scalar file each scalar input is."""
+    if function is None:
+        return {}
+    used = {x for node in function.nodes() for x in node.inputs}
+    scalars = [n for n in function.inputs if n.attrs["kind"] == "scalar" and n in used]
+    return {n.name: i for i, n in enumerate(scalars)}
+
+
+def place_persistent(keep: Persistent) -> tuple[int, int]:
+    """Bases for what persists, metrics last; the ends in vector memory and in tile memory."""
+    states = sorted(keep.states.items(), key=lambda item: keep.roles[item[0]] == "metric")
+    rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
+    rows = lay_out(keep.constant_rows, rows)
+    rows = lay_out([s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side))
+    tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
+    tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
+    return align_up(rows, keep.side), tiles
+
+
+def metric_rows(keep: Persistent) -> tuple[int, int]:
+    """First row and number of rows of the metrics."""
+    buffers = [s.buffer for name, s in keep.states.items() if keep.roles[name] == "metric"]
+    if not buffers:
+        return 0, 0
+    first = min(b.base or 0 for b in buffers)
+    return first, max((b.base or 0) + b.size for b in buffers) - first
+
+
+def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
+    """Entries that move what persists: ``load/i`` and ``store/i`` by chunks, ``quantise``, ``reset``, ``metrics``."""
+    image = Buffer("image", "vector", rows, persistent=True, base=0)
+    lists: list[StepList] = []
+    for i, first in enumerate(range(0, rows, CHUNK)):
+        size = min(CHUNK, rows - first)
+        inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
+        target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
+        load = VectorStep((1, 1, size), Access(inbox, s0=1), target=target, layer="states", phase="load", text="load")
+        store = VectorStep((1, 1, size), source, target=Access(outbox, s0=1), layer="states", phase="store", text="store")
+        lists.append(StepList(f"load/{i}", [load], [LoadStep(inbox, "image", 1, size, offset=first)]))
+        lists.append(StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)]))
+    lists.append(StepList("quantise", [requantise(keep, s, q) for s, q in quantised_states(keep)]))
+    first, size = metric_rows(keep)
+    if size:
+        outbox = Buffer("metrics out", "outbox", size)
+        area = Access(image, s0=1, offset=first)
+        zero = VectorStep((1, 1, size), Source.ZERO, target=area, layer="metrics", phase="reset", text="reset")
+        read = VectorStep((1, 1, size), area, target=Access(outbox, s0=1), layer="metrics", phase="store", text="read")
+        lists.append(StepList("reset", [zero]))
+        lists.append(StepList("metrics", [read], [], [StoreStep(outbox, "metrics", size)]))
+    return lists
+
+
+def quantised_states(keep: Persistent) -> list[tuple[Stored, Quantised]]:
+    """Row places with the tiles to make of them."""
+    pairs = [(keep.states[name], q) for name, q in keep.state_tiles.items()]
+    return pairs + list(keep.constant_tiles.values())
+
+
+def requantise(keep: Persistent, stored: Stored, q: Quantised) -> VectorStep:
+    """A pass that makes tiles of rows. Tiles of a constant vector repeat it in all rows."""
+    grid, t = stored.grid, keep.side
+    tile = Access(q.buffer, s2=grid.j, s1=1)
+    if grid.kind == "tiles":
+        source = Access(stored.buffer, s2=grid.j * t, s1=t, s0=1)
+        loops = (grid.m, grid.j, t)
+    else:
+        source = Access(stored.buffer, s1=1)
+        loops = (1, grid.m * grid.j, t if stored.buffer in keep.constant_rows else 1)
+        tile = Access(q.buffer, s1=1)
+    return VectorStep(loops, source, tile=tile, layer=stored.buffer.name, phase="load", text="quantise")
+
+
+def fitted(
+    config: MachineConfig, need: Need, control: Mapping[str, int], steps: Sequence[VectorStep]
+) -> MachineConfig:
+    """The smallest machine for a program."""
+    t = config.side
+    functions = {s.function for s in steps}
+    vector = replace(
+        config.vector,
+        functions=tuple(f for f in Function if f in functions and f in TABLED),
+        post_multiply=any(s.d is not Source.ONE for s in steps),
+        random=any(Source.RANDOM in s.operands for s in steps),
+    )
+    memory = replace(
+        config.memory,
+        vector_rows=align_up(max(need.vector_rows, t), t),
+        tiles=max(need.tiles, 1),
+        inbox_rows=align_up(max(need.inbox_rows, t), t),
+        outbox_rows=align_up(max(need.outbox_rows, t), t),
+    )
+    depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
+    return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))
+
+
+def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> None:
+    """Raise when the machine is too small.
+
+    Raises:
+        MemoryCapacityError: naming every memory that is, with what is needed and what would reduce it.
+        ConfigError: instruction memories too small, or addresses that instructions cannot hold.
+    """
+    short = [
+        f"memory.{name}: {wanted} needed, {getattr(config.memory, name)} there"
+        for name, wanted in asdict(need).items()
+        if wanted > getattr(config.memory, name)
+    ]
+    if short:
+        raise MemoryCapacityError(
+            "the model does not fit the machine: " + "; ".join(short) + ". A smaller batch size, narrower layers "
+            "or an optimizer with fewer moments (SGD) need less; or raise the machine's memory"
+        )
+    few = [f"control.{k}: {n} needed, {getattr(config.control, k)} there" for k, n in control.items()
+           if n > getattr(config.control, k)]
+    if few:
+        raise ConfigError("the program does not fit the instruction memories: " + "; ".join(few))
+    if config.memory.vector_rows > 1 << 20 or config.memory.inbox_rows > 1 << 20:
+        raise MemoryCapacityError(
+            f"the model needs {config.memory.vector_rows} rows of vector memory, instructions address 1048576; "
+            "use narrower layers or a larger tile side"
+        )
+
+
+def symbol(buffer: Buffer, grid: Grid, kind: str, transposed: bool = False, prefix: str = "") -> Symbol:
+    """A tensor's entry in the symbol table."""
+    name = buffer.name if buffer.persistent else prefix + buffer.name
+    return Symbol(name, buffer.place, buffer.base or 0, buffer.size, grid.rows, grid.columns, kind, transposed)
+
+
+def describe(
+    functions: Mapping[str, GraphFunction], selected: Mapping[str, Selector], keep: Persistent, rows: int
+) -> dict[str, Any]:
+    """What the host needs to know, as JSON values."""
+    first, size = metric_rows(keep)
+    return {
+        "image_rows": rows,
+        "chunks": len(range(0, rows, CHUNK)),
+        "chunk_rows": CHUNK,
+        "metrics": [first, size],
+        "states": {
+            name: {"base": s.buffer.base, "rows": s.buffer.size, "kind": s.kind, "shape": [s.grid.rows, s.grid.columns],
+                   "role": keep.roles[name]}
+            for name, s in keep.states.items()
+        },
+        "constants": [[b.base, values.tolist()] for b, values in keep.constant_rows.items()],
+        "functions": {name: describe_function(functions[name], s) for name, s in selected.items()},
+    }
+
+
+def describe_function(function: GraphFunction, selector: Selector) -> dict[str, Any]:
+    """Inputs and outputs of one entry."""
+    batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
+    if not batch and not selector.columns:
+        raise GraphError(f"{function.name}: a function must have an input of kind 'batch' or 'column'")
+    t = selector.t
+    columns = [n.name for n in selector.columns]
+    return {
+        "batch_size": (batch or selector.columns)[0].shape[0],
+        "inputs": [{"name": n.name, "columns": n.shape[1]} for n in batch],
+        "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
+        "scalars": list(scalar_index(function)),
+        "seed": any(load.base == "seed" for load in selector.out.loads),
+        "outputs": [
+            {
+                "name": name,
+                "shape": [s.grid.rows, s.grid.columns],
+                "rows": s.grid.row_count,
+                "kind": s.kind,
+                "transposed": s.transposed,
+            }
+            for name, s in selector.sent.items()
+        ],
+    }
+
+

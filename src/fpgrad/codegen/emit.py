@@ -1,0 +1,276 @@
+"""Emission: placed steps become instructions, with the tokens and fences that make their order hold.
+
+Tokens. Each channel's tokens are used in order: the consumer waits for as many as have been promised up to the point
+it needs. Channels in use: LOAD→VECTOR (rows are in the inbox), VECTOR→LOAD (the inbox may be overwritten),
+VECTOR→MATRIX (tiles are written), VECTOR→STORE and STORE→VECTOR (likewise for the outbox). The matrix unit needs no
+channel back: taking a product's last row proves that its tiles have been read.
+
+Fences. A pass that reads rows which an earlier pass may still be computing waits for all earlier writes. It need not
+when so many rows lie between the two that the pipeline has passed them on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fpgrad.codegen.schedule import transposed
+from fpgrad.codegen.steps import Access, Buffer, Limit, LoadStep, MatrixStep, Scalar, StepList, Value, VectorStep
+from fpgrad.errors import GraphError, MemoryCapacityError
+from fpgrad.formats import FloatFormat, from_float
+from fpgrad.isa.instructions import (
+    DramAddress,
+    Immediate,
+    Instruction,
+    Load,
+    Loops,
+    Mask,
+    Matrix,
+    RowStream,
+    Source,
+    Space,
+    Store,
+    Target,
+    TileStream,
+    TileTarget,
+    Tokens,
+    Unit,
+    Vector,
+    VectorOp,
+)
+from fpgrad.isa.program import Entry, Note
+
+#: Rows between a pass and one that reads what it wrote, from which on no fence is needed: at least the cycles from
+#: reading a row to its result being readable. The gateware's benches check that it is enough.
+HAZARD_ROWS = 32
+
+SPACE = {"vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX}
+OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED}
+
+
+class Emitter:
+    """Collects the instructions of a program, entry by entry."""
+
+    def __init__(self, number: FloatFormat) -> None:
+        self.number = number
+        self.units: dict[Unit, list[Instruction]] = {u: [] for u in Unit}
+        self.notes: dict[Unit, list[Note]] = {u: [] for u in Unit}
+
+    def entry(self, steps: StepList, scalar_index: dict[str, int]) -> Entry:
+        """Append one entry's instructions."""
+        start = self.position()
+        registers: dict[str, int] = {}
+
+        def register(name: str) -> int:
+            return registers.setdefault(name, len(registers))
+
+        vector = [self.vector(step, scalar_index) for step in steps.steps]
+        fences = hazards(steps.steps)
+        vector = [replace(v, fence=int(f)) for v, f in zip(vector, fences, strict=True)]
+        waits: list[dict[str, int]] = [{} for _ in vector]
+        signals: list[dict[str, int]] = [{} for _ in vector]
+
+        loads = sorted(steps.loads, key=lambda x: uses(steps.steps, x.buffer))
+        self.loads(loads, steps.steps, waits, signals, register)
+        self.matrices(steps.steps, signals)
+        self.stores(steps, waits, signals, register)
+
+        for step, v, w, s in zip(steps.steps, vector, waits, signals, strict=True):
+            self.add(Unit.VECTOR, replace(v, wait=Tokens(**w), signal=Tokens(**s)), step.layer, step.phase, step.text)
+        tokens = [[0] * 4 for _ in range(4)]
+        tokens[Unit.VECTOR][Unit.LOAD] = len(loads)
+        tokens[Unit.STORE][Unit.VECTOR] = len(steps.stores)
+        if len(registers) > 16:
+            raise GraphError(f"{steps.name}: {len(registers)} arrays in external memory, a program can name 16")
+        return Entry(start, self.position(), tuple(tuple(r) for r in tokens), tuple(registers))  # type: ignore[arg-type]
+
+    def position(self) -> tuple[int, int, int, int]:
+        """The next instruction's number in each unit."""
+        load, matrix, vector, store = (len(self.units[u]) for u in Unit)
+        return load, matrix, vector, store
+
+    def add(self, unit: Unit, instruction: Instruction, layer: str, phase: str, text: str, macs: int = 0) -> None:
+        """Append an instruction and its note."""
+        self.units[unit].append(instruction)
+        self.notes[unit].append(Note(layer, phase, text, macs))
+
+    def loads(self, loads: list[LoadStep], steps: list[VectorStep], waits, signals, register) -> None:  # noqa: ANN001
+        """Loads in the order of their first use; each waits until the buffer's last step has read it."""
+        taken = 0
+        done = -1
+        for i, load in enumerate(loads):
+            first, last = uses(steps, load.buffer)
+            needed = i + 1 - taken
+            if needed > 0:
+                waits[first]["load"] = waits[first].get("load", 0) + needed
+                taken = i + 1
+            done = max(done, last)
+            signals[done]["load"] = signals[done].get("load", 0) + 1
+            index = DramAddress()
+            if load.index is not None:
+                index = DramAddress(register(load.index), 0, -(-load.groups // self.side))
+            address = DramAddress(register(load.base), load.offset, load.step_stride)
+            instruction = Load(
+                load.groups, load.rows, address, load.rows, int(load.index is not None), index, base(load.buffer),
+                Tokens(vector=1), Tokens(vector=1),
+            )
+            self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
+
+    side: int = 16
+
+    def matrices(self, steps: list[VectorStep], signals) -> None:  # noqa: ANN001
+        """Products in the order of the passes that take them, each after the pass that wrote its tiles."""
+        written: dict[Buffer, int] = {}
+        seen = -1
+        for i, step in enumerate(steps):
+            m = step.matrix
+            if m is not None:
+                needed = max(written.get(m.streamed.buffer, -1), written.get(m.stationary.buffer, -1))
+                wait = Tokens()
+                if needed > seen:
+                    signals[needed]["matrix"] = signals[needed].get("matrix", 0) + 1
+                    wait, seen = Tokens(vector=1), needed
+                self.add(Unit.MATRIX, matrix(m, wait), m.layer, m.phase, m.text, m.useful_macs)
+            if step.tile is not None:
+                written[step.tile.buffer] = i
+
+    def stores(self, steps: StepList, waits, signals, register) -> None:  # noqa: ANN001
+        """Each store after the last step that writes its buffer; the first that writes waits for the last store."""
+        order = sorted(steps.stores, key=lambda x: uses(steps.steps, x.buffer)[1])
+        given = 0
+        for i, store in enumerate(order):
+            first, last = uses(steps.steps, store.buffer)
+            needed = i + 1 - given
+            if needed > 0:
+                waits[first]["store"] = waits[first].get("store", 0) + needed
+                given = i + 1
+            signals[last]["store"] = signals[last].get("store", 0) + 1
+            address = DramAddress(register(store.base), store.offset, store.step_stride)
+            instruction = Store(store.rows, base(store.buffer), address, Tokens(vector=1), Tokens(vector=1))
+            self.add(Unit.STORE, instruction, store.base, "store", store.base)
+
+    # Single instructions ------------------------------------------------------------------------
+
+    def vector(self, step: VectorStep, scalar_index: dict[str, int]) -> Vector:
+        """One vector instruction, without tokens."""
+        streams: list[Access] = []
+        immediates: list[Immediate] = []
+
+        def source(value: Value) -> Source:
+            if isinstance(value, Source):
+                return value
+            if isinstance(value, Access):
+                if value not in streams:
+                    streams.append(value)
+                return (Source.P0, Source.P1)[streams.index(value)]
+            item = self.scalar(value, scalar_index) if isinstance(value, Scalar) else self.immediate(value, step)
+            if item not in immediates:
+                immediates.append(item)
+            return (Source.I0, Source.I1)[immediates.index(item)]
+
+        a, b, c, d = (source(v) for v in step.operands)
+        if step.matrix is not None:
+            assert Source.ACC in (a, b, c, d)
+        p0, p1 = ([stream(s) for s in streams] + [RowStream(), RowStream()])[:2]
+        i0, i1 = ([*immediates, Immediate(), Immediate()])[:2]
+        target, tile = Target(), TileTarget()
+        if step.target is not None:
+            w = step.target
+            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, w.s2, w.s1, w.s0)
+        if step.tile is not None:
+            w = step.tile
+            tile = TileTarget(1, base(w.buffer) + w.offset, w.s2, w.s1)
+        return Vector(
+            OPS[step.op], Loops(*step.loops), p0, p1, a, b, c, d, int(step.negate_product), int(step.negate_c),
+            step.alu, step.function, int(step.reduce), i0, i1, mask(step.row_limit), mask(step.lane_limit), target, tile,
+        )
+
+    def scalar(self, value: Scalar, index: dict[str, int]) -> Immediate:
+        """An element of the scalar file."""
+        return Immediate(1, index[value.name])
+
+    def immediate(self, value: float, step: VectorStep) -> Immediate:
+        """A constant, rounded to the machine's format."""
+        code, saturated = from_float(self.number, value)
+        if bool(saturated) or (int(code) == 0 and value != 0):
+            raise GraphError(f"{step.layer}: the constant {value!r} is outside the range of the machine's numbers")
+        return Immediate(0, int(code))
+
+
+def base(buffer: Buffer) -> int:
+    """The buffer's place.
+
+    Raises:
+        MemoryCapacityError: it was never placed (a fault of the compiler).
+    """
+    if buffer.base is None:
+        raise MemoryCapacityError(f"{buffer.name} has no place in {buffer.place} memory")
+    return buffer.base
+
+
+def stream(a: Access) -> RowStream:
+    """A memory stream of the vector unit."""
+    return RowStream(SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, a.s2, a.s1, a.s0)
+
+
+def mask(limit: Limit) -> Mask:
+    """A padding mask."""
+    return Mask(limit.loop, limit.limit)
+
+
+def matrix(m: MatrixStep, wait: Tokens) -> Matrix:
+    """One matrix instruction."""
+    ak, bk = m.stride_k
+
+    def tiles(a: Access, k: int) -> TileStream:
+        return TileStream(int(a.transposed), base(a.buffer) + a.offset, a.s1, a.s0, k)
+
+    return Matrix(m.n1, m.n0, m.k, m.rows, tiles(m.streamed, ak), tiles(m.stationary, bk), wait)
+
+
+def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
+    """First and last step that touches a buffer."""
+    touching = [i for i, s in enumerate(steps) if buffer in s.reads() | s.writes()]
+    if not touching:
+        raise GraphError(f"{buffer.name} is never used")
+    return touching[0], touching[-1]
+
+
+def hazards(steps: list[VectorStep]) -> list[bool]:
+    """For each step whether it must wait until all earlier rows are written."""
+    fences = [False] * len(steps)
+    last_writer: dict[Buffer, int] = {}
+    fenced_at = 0
+    started = [0]
+    for step in steps:
+        started.append(started[-1] + step.rows)
+    for i, step in enumerate(steps):
+        for value in step.operands:
+            if not isinstance(value, Access) or value.buffer.place != "vector":
+                continue
+            w = last_writer.get(value.buffer)
+            if w is None or w < fenced_at:
+                continue
+            if started[i] - started[w] - distance(steps[w], step, value) < HAZARD_ROWS:
+                fences[i] = True
+        if step.op != "pass":
+            fences[i] = True
+        if fences[i]:
+            fenced_at = i
+        if step.target is not None:
+            last_writer[step.target.buffer] = i
+    return fences
+
+
+def distance(writer: VectorStep, reader: VectorStep, access: Access) -> int:
+    """How many rows after its own start the reader may find a row that the writer wrote, counted from the end of
+    a writer: 0 when both walk the buffer alike, else all of the writer's rows."""
+    w = writer.target
+    alike = (
+        w is not None
+        and not access.transposed
+        and not transposed(reader)
+        and not writer.reduce
+        and writer.loops == reader.loops
+        and (w.s2, w.s1, w.s0, w.offset) == (access.s2, access.s1, access.s0, access.offset)
+    )
+    return 0 if alike else writer.rows

@@ -1,0 +1,89 @@
+"""What stays on the chip between steps: states, constants, and the quantised tiles of both.
+
+All functions of a program share it. Its rows lie together at the start of vector memory, so that the host moves
+the whole of it as one image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpgrad.codegen.steps import Buffer
+from fpgrad.codegen.storage import Grid, Quantised, Stored
+from fpgrad.errors import GraphError
+from fpgrad.graph import Node
+
+
+@dataclass
+class Persistent:
+    """Buffers by what they hold. ``side`` is T."""
+
+    side: int
+    states: dict[str, Stored] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    state_tiles: dict[str, Quantised] = field(default_factory=dict)
+    constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
+    constant_rows: dict[Buffer, NDArray[np.float64]] = field(default_factory=dict)
+    constant_tiles: dict[tuple[bytes, tuple[int, int]], tuple[Stored, Quantised]] = field(default_factory=dict)
+
+    def grid(self, node: Node) -> Grid:
+        """The node's shape in tiles."""
+        return Grid(*node.shape, self.side)
+
+    def add_state(self, node: Node) -> Stored:
+        """The place of a state, made at its first mention."""
+        known = self.states.get(node.name)
+        if known is not None:
+            if (known.grid.rows, known.grid.columns) != node.shape:
+                raise GraphError(f"state {node.name!r} has shape {node.shape} here and another elsewhere")
+            return known
+        grid = self.grid(node)
+        align = self.side if grid.kind == "tiles" else 1
+        buffer = Buffer(node.name, "vector", grid.row_count, align, persistent=True)
+        self.states[node.name] = Stored(buffer, grid, grid.kind)
+        self.roles[node.name] = node.attrs["role"]
+        return self.states[node.name]
+
+    def add_state_tile(self, node: Node) -> Quantised:
+        """The quantised tiles of a state."""
+        if node.name not in self.state_tiles:
+            grid = self.grid(node)
+            buffer = Buffer(node.name, "tile", grid.tile_count, persistent=True)
+            self.state_tiles[node.name] = Quantised(buffer, grid, grid.columns == 1 and grid.rows > 1)
+        return self.state_tiles[node.name]
+
+    def constant(self, node: Node, by_rows: bool = False) -> Stored:
+        """The place of a constant; ``by_rows`` spreads a (1, C) constant to C rows of equal lanes."""
+        key = (node.value.tobytes(), node.shape, by_rows)
+        if key not in self.constants:
+            grid, t = self.grid(node), self.side
+            rows = np.zeros((grid.j * t if by_rows else grid.row_count, t))
+            if by_rows:
+                rows[: node.shape[1]] = node.value.reshape(-1, 1)
+            elif grid.kind == "splat":
+                rows[:] = node.value
+            elif grid.kind == "vector":
+                rows.reshape(-1)[: node.value.size] = node.value.reshape(-1)
+            else:
+                padded = np.zeros((grid.m * t, grid.j * t))
+                padded[: node.shape[0], : node.shape[1]] = node.value
+                rows[:] = padded.reshape(grid.m, t, grid.j, t).transpose(0, 2, 1, 3).reshape(-1, t)
+            align = 1 if grid.kind != "tiles" and not by_rows else t
+            buffer = Buffer(f"constant {len(self.constants)}", "vector", len(rows), align, persistent=True)
+            self.constant_rows[buffer] = rows
+            self.constants[key] = Stored(buffer, grid, grid.kind)
+        return self.constants[key]
+
+    def constant_tile(self, node: Node) -> Quantised:
+        """The quantised tiles of a constant. A vector's tiles repeat it in each row (see ``select.products``)."""
+        key = (node.value.tobytes(), node.shape)
+        if key not in self.constant_tiles:
+            stored = self.constant(node)
+            name = f"{stored.buffer.name} tiles"
+            buffer = Buffer(name, "tile", stored.grid.tile_count, persistent=True)
+            transposed = stored.grid.columns == 1 and stored.grid.rows > 1
+            self.constant_tiles[key] = stored, Quantised(buffer, stored.grid, transposed)
+        return self.constant_tiles[key][1]

@@ -1,0 +1,148 @@
+"""Reductions: a reducing pass leaves 4 partial rows, two small passes combine them.
+
+A sum along features walks tiles by columns, so that each lane sums its own sample; a sum along samples walks them by
+rows. Neither needs a tree across lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fpgrad.codegen.match import Match, products
+from fpgrad.codegen.steps import Access, Buffer, Limit, Value, VectorStep
+from fpgrad.codegen.storage import Walk
+from fpgrad.errors import GraphError
+from fpgrad.graph import Node
+from fpgrad.isa.instructions import Alu, Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.select import Selector
+
+WAYS = 4
+ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
+
+
+def match(node: Node, single: Callable[[Node], bool], side: int) -> Match:
+    """A reduction's operands: a product is folded into a sum, so that a dot product is one pass."""
+    (x,) = node.inputs
+    long_enough = node.attrs["axis"] == 0 or x.shape[1] >= WAYS
+    fits = all(y.shape == x.shape and y.op not in ("matmul", "uniform") for y in x.inputs)
+    if node.op == "reduce_sum" and x.op == "mul" and single(x) and long_enough and fits:
+        (m, *_) = [p for p in products(x)]
+        return Match(m.a, m.b, negate_product=m.negate_product, absorbed=(x,))
+    return Match(x)
+
+
+def emit(selector: Selector, node: Node, m: Match) -> None:
+    """Emit the passes of a reduction."""
+    (x,) = node.inputs
+    if node.attrs["axis"] == 1:
+        along_features(selector, node, m, x.shape)
+    else:
+        along_samples(selector, node, m, x)
+
+
+def _emit(selector: Selector, node: Node, step: VectorStep) -> None:
+    step.layer, step.phase = node.name.split(":")[0], "backward" if ":grad" in node.name else "forward"
+    step.text = step.text or node.op
+    selector.out.steps.append(step)
+
+
+def combine(selector: Selector, node: Node, partial: Buffer, groups: int, lanes: Limit) -> None:
+    """Four rows a group to one: the tensor's place, its tiles and its state."""
+    alu = ALU[node.op]
+    half = Buffer(f"{node.name} halves", "vector", groups * 2)
+    first = Access(partial, s2=WAYS, s0=1)
+    second = Access(partial, s2=WAYS, s0=1, offset=2)
+    loops = (groups, 1, 2)
+    _emit(
+        selector,
+        node,
+        VectorStep(loops, first, c=second, alu=alu, lane_limit=lanes, target=Access(half, s2=2, s0=1)),
+    )
+    last = VectorStep((1, groups, 1), Access(half, s1=2), c=Access(half, s1=2, offset=1), alu=alu, text=node.op)
+    selector.finish(node, last, None, Walk.NORMAL)
+
+
+def along_features(selector: Selector, node: Node, m: Match, shape: tuple[int, int]) -> None:
+    """(N, F) to (N, 1): lanes are samples."""
+    t, (rows, features) = selector.t, shape
+    groups = -(-rows // t)
+    lanes = Limit(2, rows % t) if rows % t else Limit()
+    alu = ALU[node.op]
+
+    def operand(leaf: Node) -> Value:
+        return selector.features(leaf)
+
+    a = operand(m.a)
+    b: Value = Source.ONE if m.b is None else operand(m.b)
+    if features < WAYS:
+        chain(selector, node, a, features, groups, lanes)
+        return
+    partial = Buffer(f"{node.name} partial", "vector", groups * WAYS)
+    step = VectorStep(
+        (groups, 1, features), a, b, alu=alu, negate_product=m.negate_product, reduce=True, lane_limit=lanes
+    )
+    step.target = Access(partial, s2=WAYS, s0=1)
+    _emit(selector, node, step)
+    combine(selector, node, partial, groups, lanes)
+
+
+def chain(selector: Selector, node: Node, a: Value, features: int, groups: int, lanes: Limit) -> None:
+    """One to three features: add row to row."""
+    assert isinstance(a, Access)
+
+    def feature(i: int) -> Access:
+        return Access(a.buffer, s1=a.s2, offset=a.offset + i * a.s0, transposed=a.transposed)
+
+    so_far: Access = feature(0)
+    for i in range(1, features - 1):
+        row = Buffer(f"{node.name} part", "vector", groups)
+        step = VectorStep((1, groups, 1), so_far, c=feature(i), alu=ALU[node.op])
+        step.lane_limit = Limit(1, lanes.limit) if lanes.loop else Limit()
+        step.target = Access(row, s1=1)
+        _emit(selector, node, step)
+        so_far = Access(row, s1=1)
+    if features == 1:
+        last = VectorStep((1, groups, 1), so_far, text=node.op)
+    else:
+        last = VectorStep((1, groups, 1), so_far, c=feature(features - 1), alu=ALU[node.op], text=node.op)
+    selector.finish(node, last, None, Walk.NORMAL)
+
+
+def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
+    """(N, F) to (1, F): lanes are features."""
+    t, (rows, columns) = selector.t, x.shape
+    grid = selector.keep.grid(x)
+    if grid.kind != "tiles":
+        raise GraphError(f"{node.name}: a sum over the samples of one feature has no pass; use more features")
+    if rows % t and node.op != "reduce_sum":
+        raise GraphError(f"{node.name}: {node.op} over {rows} samples needs a multiple of {t}")
+
+    def operand(leaf: Node) -> Access:
+        stored = selector.place(leaf)
+        if stored.kind == "samples":
+            return Access(stored.buffer, s2=1, s1=t * grid.j, s0=grid.j)
+        return Access(stored.buffer, s2=t, s1=grid.j * t, s0=1, transposed=stored.transposed)
+
+    a = operand(m.a)
+    b: Value = Source.ONE if m.b is None else operand(m.b)
+    lanes = Limit(2, columns % t) if columns % t else Limit()
+    alu = ALU[node.op]
+    partial = Buffer(f"{node.name} partial", "vector", grid.j * grid.m * WAYS)
+    step = VectorStep((grid.j, grid.m, t), a, b, alu=alu, negate_product=m.negate_product, reduce=True)
+    step.lane_limit = lanes
+    step.target = Access(partial, s2=WAYS * grid.m, s1=WAYS, s0=1)
+    _emit(selector, node, step)
+    if grid.m > 1:
+        fewer = Buffer(f"{node.name} partial sums", "vector", grid.j * WAYS)
+        step = VectorStep(
+            (grid.j, 1, grid.m * WAYS), Access(partial, s2=WAYS * grid.m, s0=1), alu=alu, reduce=True
+        )
+        step.lane_limit = lanes
+        step.target = Access(fewer, s2=WAYS, s0=1)
+        _emit(selector, node, step)
+        partial = fewer
+    combine(selector, node, partial, grid.j, lanes)
+

@@ -1,0 +1,574 @@
+"""Instruction selection: a function of the graph becomes symbolic passes and products.
+
+Every node that is not folded into its user's pass (:mod:`match`) is computed by one pass into a buffer. Batch
+tensors may be stored transposed: a pass that combines a tensor with a per-sample column, or reduces along features,
+walks tiles by columns (lanes are samples), and writes what it finds in that order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from fpgrad.codegen import reduction
+from fpgrad.codegen.match import ALUS, FUNCTIONS, Match, candidates
+from fpgrad.codegen.persistent import Persistent
+from fpgrad.codegen.steps import Access, Buffer, Limit, LoadStep, MatrixStep, Scalar, StepList, StoreStep, Value, VectorStep
+from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
+from fpgrad.errors import GraphError
+from fpgrad.graph import Function, Node
+from fpgrad.isa.instructions import Source
+
+REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
+
+
+def phase_of(node: Node) -> str:
+    """The phase of the training step that a node belongs to, from its name's suffix."""
+    if ":grad" in node.name:
+        return "backward"
+    if ":update" in node.name:
+        return "update"
+    return "forward"
+
+
+class Selector:
+    """Selects one function. Use :func:`select`."""
+
+    def __init__(self, function: Function, persistent: Persistent) -> None:
+        self.function = function
+        self.keep = persistent
+        self.t = persistent.side
+        self.out = StepList(function.name)
+        self.nodes = function.nodes()
+        self.uses: Counter[Node] = Counter()
+        for node in self.nodes:
+            self.uses.update(node.inputs)
+        self.uses.update(function.roots)
+        self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
+        for state, value in function.updates:
+            if not value.is_leaf and value not in self.targets and value.op != "quantise":
+                self.targets[value] = state
+        self.output_names = {node: name for name, node in function.outputs}
+        self.matches: dict[Node, Match] = {}
+        self.absorbed: set[Node] = set()
+        self.stored: dict[Node, Stored] = {}
+        self.quantised: dict[Node, Quantised] = {}
+        self.columns: list[Node] = []
+        self.sent: dict[str, Stored] = {}
+
+    # Choosing -----------------------------------------------------------------------------------
+
+    def choose(self) -> list[Node]:
+        """Fold nodes into passes, users first; returns the nodes to compute, in an order that respects updates."""
+        roots: list[Node] = []
+        for node in reversed(self.nodes):
+            if node.is_leaf or node in self.absorbed or node.op == "quantise":
+                continue
+            roots.append(node)
+            if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
+                match = next((m for m in candidates(node, self.single) if self.possible(node, m)), None)
+                if match is None:
+                    raise GraphError(
+                        f"{node.name or node.op}: {node.op} of shapes "
+                        f"{' and '.join(str(x.shape) for x in node.inputs)} has no pass"
+                    )
+                self.matches[node] = match
+                self.absorbed.update(match.absorbed)
+                streamed = self.streamed(node, match)
+                if streamed is not None:
+                    self.absorbed.add(streamed)
+            elif node.op in REDUCTIONS:
+                match = reduction.match(node, self.single, self.t)
+                self.matches[node] = match
+                self.absorbed.update(match.absorbed)
+        return self.ordered(list(reversed(roots)))
+
+    def single(self, node: Node) -> bool:
+        """Whether a node can be folded into its only user."""
+        return self.uses[node] == 1 and node not in self.targets and node not in self.output_names
+
+    def streamed(self, node: Node, match: Match) -> Node | None:
+        """The product or random tensor that the pass takes as it comes, if there is one."""
+        if self.walk(node, match.leaves) is Walk.TRANSPOSED and Grid(*node.shape, self.t).kind == "tiles":
+            return None
+        for leaf in match.leaves:
+            if leaf.op in ("matmul", "uniform") and self.single(leaf) and leaf.shape == node.shape:
+                if leaf.op == "matmul" and leaf.shape == (1, 1):
+                    continue
+                if match.leaves.count(leaf) == 1:
+                    return leaf
+        return None
+
+    def walk(self, node: Node, leaves: tuple[Node, ...]) -> Walk | None:
+        """How the pass must go; None when its operands contradict each other."""
+        rows, columns = node.shape
+        if rows == 1 or columns == 1:
+            return Walk.NORMAL
+        transposed = any(x.shape == (rows, 1) for x in leaves)
+        normal = node in self.targets or any(
+            (x.shape == (1, columns) and x.op != "const")
+            or x.op == "uniform"
+            or (x.op == "input" and x.shape[1] > self.t)
+            for x in leaves
+        )
+        if transposed:
+            return None if normal else Walk.TRANSPOSED
+        return Walk.NORMAL
+
+    def possible(self, node: Node, match: Match) -> bool:
+        """Whether one pass of the machine can do it."""
+        if self.walk(node, match.leaves) is None:
+            return False
+        streamed = self.streamed(node, match)
+        immediates: set[object] = set()
+        streams: set[Node] = set()
+        for leaf in match.leaves:
+            value = self.immediate(leaf)
+            if value is not None:
+                if not isinstance(value, Source):
+                    immediates.add(value)
+            elif leaf is not streamed:
+                if leaf.op == "uniform":
+                    return False
+                streams.add(leaf)
+        return len(immediates) <= 2 and len(streams) <= 2
+
+    def immediate(self, leaf: Node) -> Value | None:
+        """The value of a leaf that needs no memory."""
+        if leaf.op == "const" and leaf.shape == (1, 1):
+            value = float(leaf.value[0, 0])
+            return {0.0: Source.ZERO, 1.0: Source.ONE}.get(value, value)
+        if leaf.op == "input" and leaf.attrs["kind"] == "scalar":
+            return Scalar(leaf.name)
+        return None
+
+    def ordered(self, roots: list[Node]) -> list[Node]:
+        """Topological order in which a state's new value comes after every other reader of its old value."""
+        memory_inputs: dict[Node, set[Node]] = {}
+        for root in roots:
+            seen: set[Node] = set()
+            stack = list(root.inputs)
+            while stack:
+                x = stack.pop()
+                if x.op == "quantise" or x in self.absorbed:
+                    stack.extend(x.inputs)
+                else:
+                    seen.add(x)
+            memory_inputs[root] = seen
+        after: dict[Node, set[Node]] = {r: {x for x in memory_inputs[r] if not x.is_leaf} for r in roots}
+        for value, state in self.targets.items():
+            after[value] |= {r for r in roots if r is not value and state in memory_inputs[r]}
+        done: dict[Node, None] = {}
+        position = {r: i for i, r in enumerate(roots)}
+        visiting: set[Node] = set()
+
+        def visit(node: Node) -> None:
+            if node in done:
+                return
+            if node in visiting:
+                raise GraphError(f"{node.name or node.op}: a state's new value is read where its old one is needed")
+            visiting.add(node)
+            for x in sorted(after[node], key=position.__getitem__):
+                visit(x)
+            done[node] = None
+
+        for root in roots:
+            visit(root)
+        return list(done)
+
+    # Emitting -----------------------------------------------------------------------------------
+
+    def run(self) -> StepList:
+        """Select the whole function."""
+        roots = self.choose()
+        self.declare_inputs()
+        for node in self.nodes:
+            if node.op == "quantise" and node.inputs[0].op == "input":
+                self.quantise_input(node)
+        for node in roots:
+            self.compute(node)
+        for state, value in self.function.updates:
+            if self.targets.get(value) is not state:
+                self.copy_to_state(state, value)
+        for name, node in self.function.outputs:
+            self.output(name, node)
+        return self.out
+
+    def declare_inputs(self) -> None:
+        """Inbox buffers and their loads, the scalar file and the random seeds."""
+        t = self.t
+        inputs = self.function.inputs
+        batch = [n for n in inputs if n.attrs["kind"] == "batch"]
+        self.columns = [n for n in inputs if n.attrs["kind"] == "column"]
+        scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.uses[n]]
+        seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.uses[n]]
+        for node in batch:
+            grid = self.keep.grid(node)
+            buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
+            self.out.loads.append(LoadStep(buffer, node.name, node.shape[0], grid.j, index="order"))
+            self.stored[node] = Stored(buffer, grid, "samples")
+        for first in range(0, len(self.columns), t):
+            some = self.columns[first : first + t]
+            grid = self.keep.grid(some[0])
+            name = f"columns {first // t}"
+            buffer = Buffer(name, "inbox", grid.m * t, t)
+            self.out.loads.append(LoadStep(buffer, name, some[0].shape[0], 1, index="order"))
+            for lane, node in enumerate(some):
+                self.stored[node] = Stored(buffer, grid, "samples", column=lane)
+        if len(scalars) > t:
+            raise GraphError(
+                f"{self.function.name}: {len(scalars)} scalar inputs, the scalar file holds {t}; "
+                "use fewer groups of parameters or a larger tile side"
+            )
+        if scalars:
+            self.prologue("scalars", scalars)
+        if seeds:
+            self.prologue("seed", seeds)
+
+    def prologue(self, op: str, nodes: list[Node]) -> None:
+        """A row that comes with each step: scalars, or the generators' seeds."""
+        buffer = Buffer(op, "inbox", 1)
+        self.out.loads.append(LoadStep(buffer, op, 1, 1, step_stride=1))
+        kind = "scalars" if op == "scalars" else "seed"
+        self.out.steps.append(
+            VectorStep((1, 1, 1), Access(buffer), op=kind, layer="step", phase="forward", text=f"load {op}")
+        )
+        del nodes
+
+    def place(self, node: Node) -> Stored:
+        """Where a node's numbers lie."""
+        if node in self.stored:
+            return self.stored[node]
+        if node.op == "state":
+            return self.keep.add_state(node)
+        if node.op == "const":
+            return self.keep.constant(node)
+        raise GraphError(f"{node.name or node.op} was not computed before its use")
+
+    def tiles_of(self, node: Node) -> Quantised:
+        """The tiles of a quantise node."""
+        (x,) = node.inputs
+        if x.op == "state":
+            return self.keep.add_state_tile(x)
+        if x.op == "const":
+            return self.keep.constant_tile(x)
+        return self.quantised[node]
+
+    def loops(self, grid: Grid) -> tuple[int, int, int]:
+        """The loop nest of a pass over a tensor."""
+        return (grid.m, grid.j, self.t) if grid.kind == "tiles" else (1, grid.m * grid.j, 1)
+
+    def limits(self, grid: Grid, walk: Walk) -> tuple[Limit, Limit]:
+        """Row and lane limits of a pass over a tensor."""
+        t = self.t
+        if grid.kind == "splat":
+            return Limit(), Limit()
+        if grid.kind == "vector":
+            rest = grid.rows * grid.columns % t
+            return Limit(), Limit(1, rest) if rest else Limit()
+        by_m = Limit(2, grid.rows % t) if grid.rows % t else Limit()
+        by_j = Limit(1, grid.columns % t) if grid.columns % t else Limit()
+        return (by_m, by_j) if walk is Walk.NORMAL else (by_j, by_m)
+
+    def access(self, leaf: Node, grid: Grid, walk: Walk) -> Access:
+        """Memory rows of an operand in a pass over a tensor of shape ``grid``."""
+        t = self.t
+        if leaf.op == "const" and leaf.shape[0] == 1 and grid.kind == "tiles" and walk is Walk.TRANSPOSED:
+            if leaf.shape[1] > 1:
+                return Access(self.keep.constant(leaf, by_rows=True).buffer, s1=t, s0=1)
+        stored = self.place(leaf)
+        buffer, j = stored.buffer, stored.grid.j
+        if stored.kind == "splat":
+            return Access(buffer)
+        if stored.kind == "samples":
+            if stored.column is not None or stored.grid.columns == 1:
+                step = {"s2": t} if grid.kind == "tiles" else {"s1": t}
+                return Access(buffer, offset=stored.column or 0, transposed=True, **step)
+            if walk is Walk.NORMAL:
+                return Access(buffer, s2=t * j, s1=1, s0=j)
+            if j == 1:
+                return Access(buffer, s2=t, s0=1, transposed=True)
+            stored = self.tiled(leaf)
+            buffer = stored.buffer
+        if stored.kind == "tiles":
+            flipped = stored.transposed != (walk is Walk.TRANSPOSED)
+            return Access(buffer, s2=j * t, s1=t, s0=1, transposed=flipped)
+        if grid.kind != "tiles":
+            return Access(buffer, s1=1)
+        return Access(buffer, s2=1) if leaf.shape[1] == 1 else Access(buffer, s1=1)
+
+    def tiled(self, leaf: Node) -> Stored:
+        """A batch input copied from the inbox to tiles, so that it can be read by columns."""
+        grid = self.keep.grid(leaf)
+        if self.stored[leaf].kind == "samples":
+            source = self.access(leaf, grid, Walk.NORMAL)
+            buffer = Buffer(f"{leaf.name} tiles", "vector", grid.row_count, self.t)
+            self.emit(leaf, VectorStep(self.loops(grid), source), Walk.NORMAL, Stored(buffer, grid, "tiles"))
+        return self.stored[leaf]
+
+    def emit(self, node: Node, step: VectorStep, walk: Walk, stored: Stored | None) -> None:
+        """Finish a pass that computes ``node``: limits, targets and names."""
+        grid = self.keep.grid(node)
+        t = self.t
+        step.row_limit, step.lane_limit = self.limits(grid, walk)
+        if stored is not None:
+            tiles = grid.kind == "tiles"
+            step.target = (
+                Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
+            )
+            self.stored[node] = stored
+        step.layer, step.phase = node.name.split(":")[0], phase_of(node)
+        step.text = step.text or node.op
+        self.out.steps.append(step)
+
+    def quantise_targets(self, node: Node, step: VectorStep, walk: Walk) -> bool:
+        """Let the pass that computes ``node`` write its tiles too; whether it has any."""
+        grid = self.keep.grid(node)
+        state = self.targets.get(node)
+        quantise = next((n for n in self.nodes if n.op == "quantise" and n.inputs[0] is node), None)
+        if state is not None and state.name in self.keep.state_tiles:
+            q = self.keep.state_tiles[state.name]
+        elif quantise is not None:
+            transposed = walk is Walk.TRANSPOSED if grid.kind == "tiles" else grid.columns == 1 < grid.rows
+            q = Quantised(Buffer(f"{node.name} tiles", "tile", grid.tile_count), grid, transposed)
+        else:
+            return False
+        if quantise is not None:
+            self.quantised[quantise] = q
+        step.tile = Access(q.buffer, s2=grid.j, s1=1)
+        return True
+
+    def quantise_input(self, node: Node) -> None:
+        """Quantise a batch input straight from the inbox."""
+        (x,) = node.inputs
+        grid = self.keep.grid(x)
+        step = VectorStep(self.loops(grid), self.access(x, grid, Walk.NORMAL), text="quantise")
+        self.quantise_targets(x, step, Walk.NORMAL)
+        self.emit(x, step, Walk.NORMAL, None)
+
+    def compute(self, node: Node) -> None:
+        """Emit the passes that compute one node into its place."""
+        if node.op == "matmul":
+            self.finish(node, VectorStep(self.loops(self.keep.grid(node)), Source.ACC), node, Walk.NORMAL)
+        elif node.op in REDUCTIONS:
+            reduction.emit(self, node, self.matches[node])
+        elif node.op == "concat":
+            self.concat(node)
+        elif node.op == "slice":
+            self.slice(node)
+        elif node.op == "uniform":
+            self.finish(node, VectorStep(self.loops(self.keep.grid(node)), Source.RANDOM), None, Walk.NORMAL)
+        else:
+            self.elementwise(node, self.matches[node])
+
+    def elementwise(self, node: Node, match: Match) -> None:
+        """Emit a matched pass."""
+        grid = self.keep.grid(node)
+        streamed = self.streamed(node, match)
+        walk = self.walk(node, match.leaves)
+        assert walk is not None
+        if walk is Walk.NORMAL and grid.kind == "tiles" and streamed is None and node not in self.targets:
+            walk = self.preferred_walk(match)
+        values: dict[Node, Value] = {}
+        for leaf in match.leaves:
+            value = self.immediate(leaf)
+            if leaf is streamed:
+                value = Source.ACC if leaf.op == "matmul" else Source.RANDOM
+            values[leaf] = self.access(leaf, grid, walk) if value is None else value
+        one, zero = Source.ONE, Source.ZERO
+        step = VectorStep(
+            self.loops(grid),
+            values[match.a],
+            one if match.b is None else values[match.b],
+            zero if match.c is None else values[match.c],
+            one if match.d is None else values[match.d],
+            match.alu,
+            match.function,
+            match.negate_product,
+            match.negate_c,
+        )
+        matmul = streamed if streamed is not None and streamed.op == "matmul" else None
+        self.finish(node, step, matmul, walk)
+
+    def preferred_walk(self, match: Match) -> Walk:
+        """Transposed if that is how all stored operands lie and nothing stands against it."""
+        tiles = [self.place(x) for x in match.leaves if self.immediate(x) is None]
+        rows = [x for x in match.leaves if x.shape[0] == 1 and x.shape[1] > 1 and x.op != "const"]
+        batch = [s for s in tiles if s.kind in ("tiles", "samples") and s.grid.kind == "tiles"]
+        if batch and not rows and all(s.transposed for s in batch):
+            return Walk.TRANSPOSED
+        return Walk.NORMAL
+
+    def finish(self, node: Node, step: VectorStep, matmul: Node | None, walk: Walk) -> None:
+        """Give a pass its product and its targets, and emit it."""
+        grid = self.keep.grid(node)
+        if matmul is not None:
+            step.matrix = self.product(matmul)
+            step.text = f"{step.text} {matmul.op}".strip()
+        tiles = self.quantise_targets(node, step, walk)
+        others = self.uses[node] - sum(1 for n in self.nodes if n.op == "quantise" and n.inputs[0] is node)
+        state = self.targets.get(node)
+        stored = None
+        if state is not None:
+            stored = self.keep.add_state(state)
+            step.text = step.text or "update"
+        elif others or not tiles:
+            align = self.t if grid.kind == "tiles" else 1
+            flipped = walk is Walk.TRANSPOSED and grid.kind == "tiles"
+            place = "vector"
+            if node in self.output_names and others == 1:
+                place = "outbox"
+            buffer = Buffer(node.name or node.op, place, grid.row_count, align)
+            stored = Stored(buffer, grid, grid.kind, flipped)
+        self.emit(node, step, walk, stored)
+        if matmul is not None and matmul.shape == (1, 1) and stored is not None and not self.is_splat(matmul):
+            self.splat(node, stored)
+
+    # Products -----------------------------------------------------------------------------------
+
+    def product(self, node: Node) -> MatrixStep:
+        """The matrix step of a matmul. A column result is computed as the row that is its transpose."""
+        a, b = node.inputs
+        ta, tb = bool(node.attrs["ta"]), bool(node.attrs["tb"])
+        rows, columns = node.shape
+        inner = a.shape[0] if ta else a.shape[1]
+        if (columns == 1 and rows > 1) or (rows == columns == 1 and a.inputs[0].op == "const"):
+            a, b, ta, tb = b, a, not tb, not ta
+            rows, columns = columns, rows
+        qa, qb = self.tiles_of(a), self.tiles_of(b)
+        grid = Grid(rows, columns, self.t)
+        am, ak = (1, qa.grid.j) if ta else (qa.grid.j, 1)
+        bk, bj = (1, qb.grid.j) if tb else (qb.grid.j, 1)
+        return MatrixStep(
+            grid.m,
+            grid.j,
+            Grid(inner, 1, self.t).m,
+            1 if rows == 1 else self.t,
+            Access(qa.buffer, s1=am, s0=0, transposed=ta != qa.transposed),
+            Access(qb.buffer, s1=0, s0=bj, transposed=tb != qb.transposed),
+            (ak, bk),
+            node.name.split(":")[0],
+            phase_of(node),
+            node.name or "matmul",
+            rows * columns * inner,
+        )
+
+    @staticmethod
+    def is_splat(matmul: Node) -> bool:
+        """Whether a (1, 1) product comes out equal in all lanes: its stationary tile repeats a constant."""
+        return any(q.inputs[0].op == "const" for q in matmul.inputs)
+
+    def splat(self, node: Node, stored: Stored) -> None:
+        """Spread lane 0 over all lanes: the row is written T times, then a column of that tile is the answer."""
+        t = self.t
+        tile = Buffer(f"{node.name} spread", "vector", t, t)
+        spread = VectorStep((1, 1, t), Access(stored.buffer), target=Access(tile, s0=1))
+        back = VectorStep((1, 1, 1), Access(tile, transposed=True), target=Access(stored.buffer))
+        for step in (spread, back):
+            step.layer, step.phase, step.text = node.name.split(":")[0], phase_of(node), "spread"
+            self.out.steps.append(step)
+
+    # Moving rows --------------------------------------------------------------------------------
+
+    def features(self, node: Node) -> Access:
+        """A batch tensor as its features' rows: i2 is the sample tile, i0 the feature."""
+        stored = self.place(node)
+        if stored.kind == "samples" and stored.grid.j > 1:
+            stored = self.tiled(node)
+        if stored.grid.columns == 1 or stored.column is not None:
+            if stored.kind == "samples":
+                return Access(stored.buffer, s2=self.t, offset=stored.column or 0, transposed=True)
+            return Access(stored.buffer, s2=1)
+        rows = stored.grid.j * self.t
+        return Access(stored.buffer, s2=rows, s0=1, transposed=not stored.transposed)
+
+    def concat(self, node: Node) -> None:
+        """Features are rows of the transposed tensor, so any widths join."""
+        self.assemble(node, [(x, 0, x.shape[1]) for x in node.inputs])
+
+    def slice(self, node: Node) -> None:
+        """The rows of some features."""
+        start, stop = node.attrs["start"], node.attrs["stop"]
+        self.assemble(node, [(node.inputs[0], start, stop)])
+
+    def assemble(self, node: Node, parts: list[tuple[Node, int, int]]) -> None:
+        """Copy feature ranges one after the other into a transposed tensor, then quantise it if need be."""
+        grid, t = self.keep.grid(node), self.t
+        column = grid.columns == 1
+        buffer = Buffer(node.name or node.op, "vector", grid.row_count, 1 if column else t)
+        lanes = Limit(2, grid.rows % t) if grid.rows % t else Limit()
+        at = 0
+        moves: list[tuple[tuple[int, int, int], Value, int]] = []
+        for x, start, stop in parts:
+            source = self.features(x)
+            source = replace(source, offset=source.offset + start)
+            moves.append(((grid.m, 1, stop - start), source, at))
+            at += stop - start
+        if at % t and not column:
+            moves.append(((grid.m, 1, grid.j * t - at), Source.ZERO, at))
+        for loops, source, offset in moves:
+            target = Access(buffer, s2=1 if column else grid.j * t, s0=1, offset=offset)
+            step = VectorStep(loops, source, lane_limit=lanes, target=target, text=node.op)
+            step.layer, step.phase = node.name.split(":")[0], phase_of(node)
+            self.out.steps.append(step)
+        self.stored[node] = Stored(buffer, grid, grid.kind, transposed=not column)
+        self.complete(node)
+
+    def complete(self, node: Node) -> None:
+        """Copy a computed tensor to the tiles or the state that it should also be in."""
+        grid = self.keep.grid(node)
+        stored = self.stored[node]
+        wanted = any(n.op == "quantise" and n.inputs[0] is node for n in self.nodes)
+        if wanted:
+            walk = Walk.TRANSPOSED if stored.transposed else Walk.NORMAL
+            step = VectorStep(self.loops(grid), self.access(node, grid, walk), text="quantise")
+            self.quantise_targets(node, step, walk)
+            self.emit(node, step, walk, None)
+            self.stored[node] = stored
+        state = self.targets.pop(node, None)
+        if state is not None:
+            self.copy_to_state(state, node)
+
+    def copy_to_state(self, state: Node, value: Node) -> None:
+        """Write a value to a state's place."""
+        grid = self.keep.grid(state)
+        immediate = self.immediate(value)
+        source = self.access(value, grid, Walk.NORMAL) if immediate is None else immediate
+        step = VectorStep(self.loops(grid), source, text="update")
+        if state.name in self.keep.state_tiles:
+            step.tile = Access(self.keep.state_tiles[state.name].buffer, s2=grid.j, s1=1)
+        before = self.stored.get(value)
+        self.emit(value, step, Walk.NORMAL, self.keep.add_state(state))
+        if before is not None:
+            self.stored[value] = before
+
+    def output(self, name: str, node: Node) -> None:
+        """Send a tensor to DRAM through the outbox."""
+        grid = self.keep.grid(node)
+        stored = self.stored.get(node)
+        if stored is None or stored.buffer.place != "outbox":
+            walk = Walk.TRANSPOSED if stored is not None and stored.transposed else Walk.NORMAL
+            buffer = Buffer(f"{name} out", "outbox", grid.row_count, 1)
+            flipped = walk is Walk.TRANSPOSED
+            step = VectorStep(self.loops(grid), self.access(node, grid, walk), text="output")
+            sent = Stored(buffer, grid, grid.kind, flipped)
+            self.emit(node, step, walk, sent)
+            if stored is not None:
+                self.stored[node] = stored
+            stored = sent
+        self.out.stores.append(StoreStep(stored.buffer, name, grid.row_count, step_stride=grid.row_count))
+        self.sent[name] = stored
+
+
+def select(function: Function, persistent: Persistent) -> Selector:
+    """Select ``function`` (stage "quantised").
+
+    Returns:
+        the selector, whose ``out`` is the list of steps and ``sent`` the outputs' places.
+
+    Raises:
+        GraphError: an expression has no pass; the message names the user's layer.
+    """
+    selector = Selector(function, persistent)
+    selector.run()
+    return selector

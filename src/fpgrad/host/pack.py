@@ -1,0 +1,84 @@
+"""Arrays to rows of 32-bit words and back: how tensors lie in external memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fpgrad.formats import FloatFormat, from_float, to_float
+
+
+def to_words(number: FloatFormat, values: ArrayLike) -> tuple[NDArray[np.uint32], int]:
+    """Words of numbers rounded to the machine's format, and how many of them saturated."""
+    v = np.asarray(values)
+    if number.exponent_bits == 8 and number.mantissa_bits < 23 and v.dtype == np.float32:
+        return float32_words(number, v)
+    codes, over = from_float(number, v)
+    return (codes << (32 - number.width)).astype(np.uint32), int(over.sum())
+
+
+def float32_words(number: FloatFormat, values: NDArray[np.float32]) -> tuple[NDArray[np.uint32], int]:
+    """The same for float32 arrays and formats that are a part of float32, much faster. Values must be finite."""
+    drop = 23 - number.mantissa_bits
+    u = np.ascontiguousarray(values).view(np.uint32)
+    sign, body = u & np.uint32(0x80000000), u & np.uint32(0x7FFFFFFF)
+    rounded = (body + np.uint32((1 << (drop - 1)) - 1) + ((body >> np.uint32(drop)) & np.uint32(1))) >> np.uint32(drop)
+    over = rounded > number.max_code
+    rounded = np.where(over, np.uint32(number.max_code), rounded)
+    words = np.where(body < 0x00800000, np.uint32(0), sign | (rounded << np.uint32(drop)))
+    return words.astype(np.uint32), int(over.sum())
+
+
+def from_words(number: FloatFormat, words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """The numbers of words, as float32 (exact)."""
+    if number.exponent_bits == 8:
+        return words.view(np.float32).copy()
+    return to_float(number, words.astype(np.int64) >> (32 - number.width)).astype(np.float32)
+
+
+def state_rows(values: NDArray[np.float32], info: Mapping[str, Any], side: int) -> NDArray[np.float32]:
+    """A state's rows (rows, T), padded with zeros."""
+    rows, columns = info["shape"]
+    out = np.zeros((info["rows"], side), np.float32)
+    v = np.asarray(values, np.float32).reshape(rows, columns)
+    if info["kind"] == "splat":
+        out[:] = v
+    elif info["kind"] == "vector":
+        out.reshape(-1)[: v.size] = v.reshape(-1)
+    else:
+        m, j = -(-rows // side), -(-columns // side)
+        padded = np.zeros((m * side, j * side), np.float32)
+        padded[:rows, :columns] = v
+        out[:] = padded.reshape(m, side, j, side).transpose(0, 2, 1, 3).reshape(-1, side)
+    return out
+
+
+def tensor(rows: NDArray[np.float32], shape: tuple[int, int], kind: str, transposed: bool) -> NDArray[np.float32]:
+    """A tensor from its rows (..., rows, T): the inverse of :func:`state_rows`, transposed tiles included.
+
+    Returns:
+        shape (..., R, C).
+    """
+    side, (r, c) = rows.shape[-1], shape
+    lead = rows.shape[:-2]
+    if kind == "splat":
+        return rows[..., :1, :1].reshape(*lead, 1, 1).copy()
+    if kind == "vector":
+        return rows.reshape(*lead, -1)[..., : r * c].reshape(*lead, r, c)
+    m, j = -(-r // side), -(-c // side)
+    tiles = rows.reshape(*lead, m, j, side, side)
+    if transposed:
+        tiles = tiles.swapaxes(-1, -2)
+    full = np.moveaxis(tiles, -2, -3).reshape(*lead, m * side, j * side)
+    return full[..., :r, :c]
+
+
+def sample_rows(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """A data set (n, F) as (n+1, ceil(F/T), T): padded features, and a sample of zeros at the end."""
+    n, features = values.shape
+    out = np.zeros((n + 1, -(-features // side), side), np.float32)
+    out.reshape(n + 1, -1)[:n, :features] = values
+    return out
