@@ -1,1 +1,5 @@
-"""What Keras users import: FPGA with fit, evaluate, predict and summary, thin over flow."""
+"""What a Keras user imports: `FPGA`, a model's own methods on the machine. Thin over `flow`."""
+
+from fpgrad.keras.fpga import BACKENDS, FPGA
+
+__all__ = ["BACKENDS", "FPGA"]

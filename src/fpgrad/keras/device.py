@@ -1,0 +1,304 @@
+"""The user's model on an executor: compiled for a batch size, its variables kept in step.
+
+The user's Keras variables are the truth between calls. Before steps run, those that differ from
+what the device was last given are written; after steps have run, the device's are read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from keras import ops
+from keras.optimizers import schedules
+
+from fpgrad.frontend.keras import lower
+from fpgrad.frontend.lowered import Lowered
+from fpgrad.graph import Function
+from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
+from fpgrad.keras.seeds import StepSeeds
+from fpgrad.keras.sources import Placed
+from fpgrad.transform import slot_state
+
+__all__ = ["Compiled", "Device", "OpenSession"]
+
+OpenSession = Callable[[Mapping[str, Function]], Any]
+"""Opens a session for the functions of one batch size."""
+
+_KERAS_SLOTS = {
+    "momentum": ("_momentums", "momentums"),
+    "velocity": ("_velocities",),
+    "velocity_hat": ("_velocity_hats",),
+    "average_gradient": ("_average_gradients",),
+}
+"""Where Keras's optimizers keep the list of variables of a slot."""
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One Keras variable and the state that holds ``variable / scale``."""
+
+    state: str
+    variable: Any
+    shape: tuple[int, int]
+    scale: float = 1.0
+
+
+@dataclass
+class Compiled:
+    """A session for one batch size, with the values that both sides had when last compared."""
+
+    lowered: Lowered
+    steps: Steps
+    session: Any
+    links: tuple[_Link, ...]
+    synced: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a compiled batch."""
+        return self.lowered.batch_size
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """States that a training step changes. The user's others are left untouched."""
+        train = self.steps.functions.get("train")
+        return frozenset(state.name for state, _ in train.updates) if train else frozenset()
+
+
+class Device:
+    """Compiles a Keras model on demand, runs steps, and moves variables."""
+
+    def __init__(self, model: Any, open_session: OpenSession) -> None:
+        self.model = model
+        self._open_session = open_session
+        self._descriptions: dict[bool, Lowered] = {}
+        self._compiled: dict[tuple[bool, int], Compiled] = {}
+        self._fingerprint: object = None
+        self._ahead: Compiled | None = None
+        self._seeds = StepSeeds(model)
+        self.past: dict[str, int] = {}
+
+    # Compiling ---------------------------------------------------------------------------------
+
+    def compiled(self, batch_size: int, *, training: bool, exact: bool = False) -> Compiled:
+        """Returns the model compiled for at least ``batch_size`` samples, variables written.
+
+        Args:
+            batch_size: samples that a step must hold.
+            training: whether it must train and evaluate, not only predict.
+            exact: whether a larger machine than needed is refused, because padding costs cycles.
+        """
+        self._forget_if_changed()
+        found = self._find(batch_size, training, exact)
+        if found is None:
+            lowered = self._settled(lower(self.model, batch_size, training=training))
+            steps = build_steps(lowered)
+            session = self._open_session(steps.functions)
+            found = Compiled(lowered, steps, session, _links(self.model, lowered, steps))
+            self._compiled[training, batch_size] = found
+        if self._ahead is not None and self._ahead is not found:
+            self.pull()
+        if self._ahead is None:
+            self._push(found)
+        return found
+
+    def description(self, *, training: bool) -> Lowered:
+        """Returns what the model is, without compiling it: for checks that need no machine."""
+        self._forget_if_changed()
+        if training not in self._descriptions:
+            lowered = lower(self.model, 1, training=training)
+            self._descriptions[training] = self._settled(lowered)
+        return self._descriptions[training]
+
+    def _settled(self, lowered: Lowered) -> Lowered:
+        if lowered.training is None:
+            return lowered
+        return replace(lowered, training=with_host_metrics(lowered.training))
+
+    def steps(self, batch_size: int, *, training: bool) -> Steps:
+        """Returns the graph functions for a batch size, without compiling them."""
+        return build_steps(self._settled(lower(self.model, batch_size, training=training)))
+
+    @property
+    def sessions(self) -> tuple[Compiled, ...]:
+        """Everything compiled so far and still in use."""
+        return tuple(self._compiled.values())
+
+    def _find(self, batch_size: int, training: bool, exact: bool) -> Compiled | None:
+        fitting = [
+            compiled
+            for (trains, size), compiled in self._compiled.items()
+            if (trains or not training) and (size == batch_size if exact else size >= batch_size)
+        ]
+        if self._ahead in fitting and not exact:
+            return self._ahead
+        return min(fitting, key=lambda compiled: compiled.batch_size, default=None)
+
+    def _forget_if_changed(self) -> None:
+        """Drops what was compiled before ``compile``, ``trainable`` or the optimizer changed."""
+        model = self.model
+        optimizer = getattr(model, "optimizer", None)
+        fingerprint = (
+            id(optimizer),
+            id(getattr(model, "_compile_loss", None)),
+            id(getattr(model, "_compile_metrics", None)),
+            tuple(variable.trainable for variable in model.weights),
+            tuple(layer.trainable for layer in model._flatten_layers()),
+            _numbers(optimizer),
+        )
+        if fingerprint != self._fingerprint:
+            if self._ahead is not None and self._fingerprint is not None:
+                self.pull()
+            for compiled in self._compiled.values():
+                for name, count in compiled.session.counters.items():
+                    self.past[name] = self.past.get(name, 0) + count
+            self._compiled.clear()
+            self._descriptions.clear()
+            self._fingerprint = fingerprint
+
+    def counters(self) -> dict[str, int]:
+        """The executors' counters, summed over everything that was compiled."""
+        total = dict(self.past)
+        for compiled in self._compiled.values():
+            for name, count in compiled.session.counters.items():
+                total[name] = total.get(name, 0) + int(count)
+        return total
+
+    # Running -----------------------------------------------------------------------------------
+
+    def train(self, compiled: Compiled, placed: Placed) -> dict[str, float]:
+        """Runs training steps and returns the sum of every metric state."""
+        optimizer = self.model.optimizer
+        first = int(ops.convert_to_numpy(optimizer._iterations))
+        steps = len(placed.counts)
+        scalars = {"inv_count": 1.0 / placed.counts}
+        scalars.update(_optimizer_scalars(compiled.steps, optimizer, first, steps))
+        seeds = self._seeds.draw(first, steps) if compiled.steps.seeded else None
+        with self._running(compiled):
+            sums = compiled.session.train(placed.dataset, placed.order, scalars, seeds)
+            optimizer._iterations.assign(first + steps)
+        return sums
+
+    def evaluate(self, compiled: Compiled, placed: Placed) -> dict[str, float]:
+        """Runs evaluation steps and returns the sum of every metric state."""
+        scalars = {"inv_count": 1.0 / placed.counts}
+        return compiled.session.evaluate(placed.dataset, placed.order, scalars)
+
+    def predict(self, compiled: Compiled, placed: Placed) -> np.ndarray:
+        """Returns the outputs of the batches' samples, shape (samples, *output shape)."""
+        (outputs,) = compiled.session.predict(placed.dataset, placed.order).values()
+        return outputs.reshape(-1, *compiled.lowered.output_shape)
+
+    def outputs_of_last_step(self, compiled: Compiled, samples: int) -> np.ndarray:
+        """Returns the outputs that the last training step computed for its samples."""
+        rows = compiled.session.read_states([OUTPUTS_STATE])[OUTPUTS_STATE][:samples]
+        return rows.reshape(samples, *compiled.lowered.output_shape)
+
+    @contextlib.contextmanager
+    def _running(self, compiled: Compiled) -> Iterator[None]:
+        """While steps run, the device is ahead of the model; after a failure nothing is known."""
+        self._ahead = compiled
+        try:
+            yield
+        except BaseException:
+            compiled.synced.clear()
+            self._ahead = None
+            raise
+
+    # Moving variables --------------------------------------------------------------------------
+
+    def pull(self) -> None:
+        """Reads trained variables back into the user's model and optimizer."""
+        compiled = self._ahead
+        if compiled is None:
+            return
+        trained = [link for link in compiled.links if link.state in compiled.trained]
+        values = compiled.session.read_states([link.state for link in trained])
+        for link in trained:
+            value = values[link.state] * np.float32(link.scale)
+            link.variable.assign(value.reshape(link.variable.shape))
+            compiled.synced[link.state] = _read(link)
+        self._ahead = None
+
+    def push(self) -> None:
+        """Writes variables that someone has changed in the meantime, such as a callback."""
+        for compiled in self._compiled.values():
+            if compiled.synced:
+                self._push(compiled)
+
+    def _push(self, compiled: Compiled) -> None:
+        changed: dict[str, np.ndarray] = {}
+        for link in compiled.links:
+            value = _read(link)
+            if not np.array_equal(value, compiled.synced.get(link.state)):
+                changed[link.state] = value
+        if changed:
+            scales = {link.state: link.scale for link in compiled.links}
+            compiled.session.write_states(
+                {state: value / scales[state] for state, value in changed.items()}
+            )
+            compiled.synced.update(changed)
+
+
+def _read(link: _Link) -> np.ndarray:
+    value = ops.convert_to_numpy(link.variable.value)
+    # A copy: some backends hand out a view of the variable's own memory.
+    return np.array(value, dtype=np.float64).reshape(link.shape)
+
+
+def _links(model: Any, lowered: Lowered, steps: Steps) -> tuple[_Link, ...]:
+    links = [_Link(b.state, b.variable, b.shape) for b in lowered.variables]
+    if steps.optimizer is None:
+        return tuple(links)
+    optimizer = model.optimizer
+    states = {state.name for state in steps.functions["train"].states}
+    for binding in lowered.variables:
+        if not binding.trainable:
+            continue
+        index = optimizer._get_variable_index(binding.variable)
+        for slot in steps.optimizer.slots:
+            name = slot_state(binding.state, slot.name)
+            if name in states:
+                variable = _slot_variables(optimizer, slot.name)[index]
+                links.append(_Link(name, variable, binding.shape, slot.scale))
+    return tuple(link for link in links if link.state in states)
+
+
+def _slot_variables(optimizer: Any, slot: str) -> list[Any]:
+    for attribute in _KERAS_SLOTS[slot]:
+        if hasattr(optimizer, attribute):
+            return getattr(optimizer, attribute)
+    raise AssertionError(f"{type(optimizer).__name__} has no variables for {slot}")
+
+
+def _numbers(optimizer: Any) -> tuple[object, ...]:
+    """The optimizer's own arguments, which are constants of the compiled step."""
+    names = ("momentum", "nesterov", "rho", "epsilon", "centered", "beta_1", "beta_2", "amsgrad")
+    shared = ("weight_decay", "clipvalue", "clipnorm", "global_clipnorm", "use_ema")
+    return tuple(getattr(optimizer, name, None) for name in (*names, *shared))
+
+
+def _optimizer_scalars(
+    steps: Steps, optimizer: Any, first: int, count: int
+) -> dict[str, np.ndarray]:
+    assert steps.optimizer is not None
+    columns: dict[str, list[float]] = {}
+    for iteration, rate in enumerate(_learning_rates(optimizer, first, count), start=first):
+        for name, value in steps.optimizer.host_scalars(rate, iteration).items():
+            columns.setdefault(name, []).append(value)
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+
+
+def _learning_rates(optimizer: Any, first: int, count: int) -> list[float]:
+    """The learning rate of each step: a schedule's, a function's, or the variable's."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, schedules.LearningRateSchedule):
+        return [float(ops.convert_to_numpy(rate(first + step))) for step in range(count)]
+    if callable(rate) and not hasattr(rate, "assign"):
+        return [float(ops.convert_to_numpy(rate())) for _ in range(count)]
+    return [float(ops.convert_to_numpy(rate))] * count

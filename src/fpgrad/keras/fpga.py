@@ -1,0 +1,326 @@
+"""`FPGA`: a Keras model with Keras's own methods, trained by the machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from fpgrad.errors import InvalidArgumentError, SaturationWarning, UnsupportedFrameworkError
+from fpgrad.graph import Function
+from fpgrad.keras import loops
+from fpgrad.keras.adapters import (
+    CallbackList,
+    class_weights,
+    split_validation,
+    to_numpy,
+    unpack,
+)
+from fpgrad.keras.data import Layout
+from fpgrad.keras.device import Device, OpenSession
+from fpgrad.keras.sources import Source, open_source
+
+__all__ = ["BACKENDS", "FPGA"]
+
+Backend = Literal["emulator", "rtl", "reference"]
+
+BACKENDS = ("emulator", "rtl", "reference")
+"""Executors by name: native code, the generated hardware simulated, the specification in NumPy.
+They give the same bits."""
+
+_SATURATION_COUNTERS = ("saturated_vector", "saturated_accumulator")
+
+
+class FPGA:
+    """A Keras model that trains in hardware.
+
+    The methods are those of ``keras.Model`` with the same arguments. The trained weights are in
+    the user's model, and so are the optimizer's variables, after every epoch and every call.
+
+    Args:
+        model: a compiled Keras 3 model, Sequential or functional.
+        backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
+        config: the machine's configuration, None for the default. See `fpgrad.isa`.
+        open_session: replaces backend and config: a function from the graph functions by name
+            ("train", "evaluate", "predict") to a session.
+
+    Raises:
+        UnsupportedFrameworkError: if ``model`` is not a Keras model.
+        InvalidArgumentError: if there is no such backend.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend = "emulator",
+        config: Any = None,
+        *,
+        open_session: OpenSession | None = None,
+    ) -> None:
+        import keras
+
+        if not isinstance(model, keras.Model):
+            raise UnsupportedFrameworkError(model)
+        if backend not in BACKENDS:
+            raise InvalidArgumentError(
+                f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}"
+            )
+        self.model = model
+        self.backend = backend
+        self.config = config
+        self._device = Device(model, open_session or self._open_session)
+
+    def _open_session(self, functions: Mapping[str, Function]) -> Any:
+        from fpgrad.flow.build import build_session
+
+        return build_session(functions, self.backend, self.config)
+
+    # Keras's methods ---------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | str = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> Any:
+        """Trains the model; the arguments are those of ``keras.Model.fit``.
+
+        Returns:
+            Keras's History. If numbers saturated in the machine, its ``history`` has the key
+            "saturated": how many, epoch by epoch.
+
+        Raises:
+            ModelNotCompiledError: if ``model.compile`` was not called.
+            UnsupportedModelError: with everything in the model that cannot be compiled.
+            DataError: if data cannot be used (its subclasses say why). Arrays are checked before
+                anything runs; a stream of batches is checked as it comes.
+        """
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = split_validation(
+                x, y, sample_weight, validation_split
+            )
+        source = self._source(
+            x,
+            y,
+            sample_weight,
+            batch_size=batch_size,
+            steps=steps_per_epoch,
+            shuffle=shuffle,
+            class_weight=class_weight,
+        )
+        validation = None
+        if validation_data is not None:
+            validation = self._source(
+                *unpack(validation_data),
+                batch_size=validation_batch_size or (batch_size if source.exact else None),
+                steps=validation_steps,
+            )
+        saturation = _Saturation(self._device)
+        try:
+            history = loops.fit(
+                self._device,
+                source,
+                callbacks=callbacks,
+                verbose=verbose,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validate=None if validation is None else self._validator(validation),
+                validation_freq=validation_freq,
+                on_epoch=saturation.end_of_epoch,
+            )
+        finally:
+            # Also when the user interrupts: what was trained is not lost.
+            self._device.pull()
+        saturation.report(history)
+        return history
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Returns loss and metrics; the arguments are those of ``keras.Model.evaluate``."""
+        source = self._source(x, y, sample_weight, batch_size=batch_size, steps=steps)
+        self._device.push()
+        logs = loops.evaluate(self._device, source, callbacks=callbacks, verbose=verbose)
+        return logs if return_dict else self.model._flatten_metrics_in_order(logs)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> np.ndarray:
+        """Returns the model's outputs, float32 of shape (samples, *output shape)."""
+        source = self._source(x, batch_size=batch_size, steps=steps, with_target=False)
+        self._device.push()
+        return loops.predict(self._device, source, callbacks=callbacks, verbose=verbose)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Runs one training step and returns the batch's loss and metrics."""
+        self._build(x)
+        self._device.push()
+        if class_weight is not None:
+            if sample_weight is not None:
+                raise InvalidArgumentError(
+                    "class_weight and sample_weight cannot both be given: multiply them into "
+                    "sample_weight"
+                )
+            sample_weight = class_weights(to_numpy(y), class_weight)
+        source = self._batch(x, y, sample_weight)
+        logs = loops.train_on_batch(self._device, source)
+        return logs if return_dict else self.model._flatten_metrics_in_order(logs)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Returns the loss and metrics of one batch."""
+        self._build(x)
+        self._device.push()
+        source = self._batch(x, y, sample_weight)
+        logs = loops.evaluate(self._device, source, callbacks=None, verbose=0)
+        return logs if return_dict else self.model._flatten_metrics_in_order(logs)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """Returns the outputs of one batch."""
+        return self.predict(x, verbose=0)
+
+    # -------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the executor counted since this object was made: steps, cycles, saturations."""
+        return self._device.counters()
+
+    def functions(self, batch_size: int = 32) -> Mapping[str, Function]:
+        """Returns the graph functions that are compiled for batches of ``batch_size`` samples."""
+        return self._device.steps(batch_size, training=self.model.compiled).functions
+
+    def summary(self) -> str:
+        """Returns a report: cycles by layer and phase, utilisation, memory, what a chip needs.
+
+        It is of the machine that was used last, or for batches of 32 before any.
+        """
+        from fpgrad.keras.summary import summary
+
+        return summary(self)
+
+    # Data --------------------------------------------------------------------------------------
+
+    def _source(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        shuffle: bool | str = False,
+        class_weight: dict[int, float] | None = None,
+        with_target: bool = True,
+    ) -> Source:
+        """Opens what the user passed as data and checks it, before anything runs."""
+        self._build(x)
+        layout = Layout(self._device.description(training=with_target))
+        source = open_source(
+            x,
+            y,
+            sample_weight,
+            batch_size=batch_size,
+            steps=steps,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            with_target=with_target,
+        )
+        source.prepare(layout)
+        source.reset()
+        return source
+
+    def _batch(self, x: Any, y: Any, sample_weight: Any) -> Source:
+        source = self._source(x, y, sample_weight, batch_size=_samples(x))
+        # Batches of any size may follow: one machine, the largest, serves them all.
+        source.exact = False
+        return source
+
+    def _build(self, x: Any) -> None:
+        """Gives a Sequential without Input its shapes, from arrays, as Keras does."""
+        if self.model.built or not hasattr(x, "shape"):
+            return
+        self.model.build((None, *x.shape[1:]))
+
+    def _validator(self, source: Source) -> Any:
+        def validate(callbacks: CallbackList) -> dict[str, float]:
+            source.reset()
+            return loops.evaluate(self._device, source, callbacks=callbacks, verbose=0)
+
+        return validate
+
+
+def _samples(x: Any) -> int:
+    while isinstance(x, dict | list | tuple) and not np.isscalar(x):
+        first = next(iter(x.values())) if isinstance(x, dict) else x[0]
+        if not hasattr(first, "shape") and not isinstance(first, dict | list | tuple):
+            return len(x)
+        x = first
+    return max(int(np.shape(x)[0]) if np.ndim(x) else 0, 1)
+
+
+class _Saturation:
+    """Counts the numbers that saturate, epoch by epoch."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._before = self._count()
+        self._epochs: list[int] = []
+
+    def _count(self) -> int:
+        counters = self._device.counters()
+        return sum(counters.get(name, 0) for name in _SATURATION_COUNTERS)
+
+    def end_of_epoch(self) -> None:
+        now = self._count()
+        self._epochs.append(now - self._before)
+        self._before = now
+
+    def report(self, history: Any) -> None:
+        total = sum(self._epochs)
+        if not total:
+            return
+        history.history["saturated"] = list(self._epochs)
+        warnings.warn(
+            f"{total} numbers saturated in {len(self._epochs)} epochs: they were limited to the "
+            "largest number of the machine's formats. Scale the inputs to about 1, or lower the "
+            "learning rate; history.history['saturated'] says in which epochs",
+            SaturationWarning,
+            stacklevel=3,
+        )
