@@ -95,7 +95,7 @@ def test_names_are_not_markup() -> None:
     ("make", "message"),
     [
         (
-            lambda: LayerRow(name="a", phase="sideways"),  # type: ignore[arg-type]
+            lambda: LayerRow(name="a", phase="sideways"),
             r"LayerRow\.phase must be one of forward, .*, other, not 'sideways'",
         ),
         (
