@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.match import Match, products
+from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import Access, Buffer, Limit, Value, VectorStep
 from fpgrad.codegen.storage import Walk
 from fpgrad.errors import GraphError
@@ -44,7 +45,7 @@ def emit(selector: Selector, node: Node, m: Match) -> None:
 
 
 def _emit(selector: Selector, node: Node, step: VectorStep) -> None:
-    step.layer, step.phase = node.name.split(":")[0], "backward" if ":grad" in node.name else "forward"
+    step.layer, step.phase = layer_of(node), phase_of(node)
     step.text = step.text or node.op
     selector.out.steps.append(step)
 

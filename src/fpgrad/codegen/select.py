@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from fpgrad.codegen import reduction
+from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.match import ALUS, FUNCTIONS, Match, candidates
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.steps import Access, Buffer, Limit, LoadStep, MatrixStep, Scalar, StepList, StoreStep, Value, VectorStep
@@ -20,15 +21,6 @@ from fpgrad.graph import Function, Node
 from fpgrad.isa.instructions import Source
 
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-
-
-def phase_of(node: Node) -> str:
-    """The phase of the training step that a node belongs to, from its name's suffix."""
-    if ":grad" in node.name:
-        return "backward"
-    if ":update" in node.name:
-        return "update"
-    return "forward"
 
 
 class Selector:
@@ -317,8 +309,8 @@ class Selector:
                 Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
             )
             self.stored[node] = stored
-        step.layer, step.phase = node.name.split(":")[0], phase_of(node)
-        step.text = step.text or node.op
+        step.layer, step.phase = layer_of(node), phase_of(node)
+        step.text = step.text or f"{node.name}: {node.op}"
         self.out.steps.append(step)
 
     def quantise_targets(self, node: Node, step: VectorStep, walk: Walk) -> bool:
@@ -447,7 +439,7 @@ class Selector:
             Access(qa.buffer, s1=am, s0=0, transposed=ta != qa.transposed),
             Access(qb.buffer, s1=0, s0=bj, transposed=tb != qb.transposed),
             (ak, bk),
-            node.name.split(":")[0],
+            layer_of(node),
             phase_of(node),
             node.name or "matmul",
             rows * columns * inner,
@@ -465,7 +457,7 @@ class Selector:
         spread = VectorStep((1, 1, t), Access(stored.buffer), target=Access(tile, s0=1))
         back = VectorStep((1, 1, 1), Access(tile, transposed=True), target=Access(stored.buffer))
         for step in (spread, back):
-            step.layer, step.phase, step.text = node.name.split(":")[0], phase_of(node), "spread"
+            step.layer, step.phase, step.text = layer_of(node), phase_of(node), "spread"
             self.out.steps.append(step)
 
     # Moving rows --------------------------------------------------------------------------------
@@ -509,7 +501,7 @@ class Selector:
         for loops, source, offset in moves:
             target = Access(buffer, s2=1 if column else grid.j * t, s0=1, offset=offset)
             step = VectorStep(loops, source, lane_limit=lanes, target=target, text=node.op)
-            step.layer, step.phase = node.name.split(":")[0], phase_of(node)
+            step.layer, step.phase = layer_of(node), phase_of(node)
             self.out.steps.append(step)
         self.stored[node] = Stored(buffer, grid, grid.kind, transposed=not column)
         self.complete(node)
