@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-
-from fpgrad.gateware.matrix import drain_latency
-from fpgrad.isa.instructions import Matrix, TileStream, Tokens
 from tests.gateware.matrix_bench import (
     check_rows,
     make_config,
@@ -12,6 +9,9 @@ from tests.gateware.matrix_bench import (
     random_machine,
     simulate,
 )
+
+from fpgrad.gateware.matrix import drain_latency
+from fpgrad.isa.instructions import Matrix, TileStream, Tokens
 
 FORMATS = {
     "default": {},
