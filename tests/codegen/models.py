@@ -25,6 +25,8 @@ def forward(n: int, dims: Sequence[int], hidden: Activation = g.relu, last: Acti
         with g.naming(f"dense{i}"):
             h = g.add(g.matmul(h, w), b)
             h = hidden(h) if i < len(dims) - 2 else last(h)
+    found = Function("forward", (x,), tuple(states), (("out", h),)).nodes()
+    states += [n for n in found if n.op == "state" and n not in states]
     return verify(Function("forward", (x,), tuple(states), (("out", h),)), "forward")
 
 

@@ -38,7 +38,9 @@ def match(node: Node, single: Callable[[Node], bool], side: int) -> Match:
 def emit(selector: Selector, node: Node, m: Match) -> None:
     """Emit the passes of a reduction."""
     (x,) = node.inputs
-    if node.attrs["axis"] == 1:
+    if 1 in x.shape and node.shape == (1, 1):
+        across_lanes(selector, node, m, x)
+    elif node.attrs["axis"] == 1:
         along_features(selector, node, m, x.shape)
     else:
         along_samples(selector, node, m, x)
@@ -116,8 +118,6 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
     """(N, F) to (1, F): lanes are features."""
     t, (rows, columns) = selector.t, x.shape
     grid = selector.keep.grid(x)
-    if grid.kind != "tiles":
-        raise GraphError(f"{node.name}: a sum over the samples of one feature has no pass; use more features")
     if rows % t and node.op != "reduce_sum":
         raise GraphError(f"{node.name}: {node.op} over {rows} samples needs a multiple of {t}")
 
@@ -147,3 +147,42 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
         partial = fewer
     combine(selector, node, partial, grid.j, lanes)
 
+
+def across_lanes(selector: Selector, node: Node, m: Match, x: Node) -> None:
+    """A vector to (1, 1): add its rows, write the row of lane sums T times, add the columns of that tile.
+
+    Each column of the tile holds one lane's sum in all lanes, so the result does too.
+    """
+    t, grid = selector.t, selector.keep.grid(x)
+    length = x.shape[0] * x.shape[1]
+    if length % t and node.op != "reduce_sum":
+        raise GraphError(f"{node.name}: {node.op} over {length} numbers needs a multiple of {t}")
+    alu = ALU[node.op]
+
+    def operand(leaf: Node) -> Value:
+        return selector.access(leaf, grid, Walk.NORMAL)
+
+    b: Value = Source.ONE if m.b is None else operand(m.b)
+    rows = grid.m * grid.j
+    products_row = Buffer(f"{node.name} terms", "vector", rows)
+    first = VectorStep((1, rows, 1), operand(m.a), b, negate_product=m.negate_product)
+    first.lane_limit = Limit(1, length % t) if length % t else Limit()
+    first.target = Access(products_row, s1=1)
+    _emit(selector, node, first)
+    while rows > 1:
+        half = rows // 2
+        fewer = Buffer(f"{node.name} terms", "vector", rows - half)
+        step = VectorStep((1, half, 1), Access(products_row, s1=1), c=Access(products_row, s1=1, offset=rows - half))
+        step.alu, step.target = alu, Access(fewer, s1=1)
+        _emit(selector, node, step)
+        if rows % 2:
+            middle = VectorStep((1, 1, 1), Access(products_row, offset=half), target=Access(fewer, offset=half))
+            _emit(selector, node, middle)
+        products_row, rows = fewer, rows - half
+    tile = Buffer(f"{node.name} lanes", "vector", t, t)
+    _emit(selector, node, VectorStep((1, 1, t), Access(products_row), target=Access(tile, s0=1)))
+    partial = Buffer(f"{node.name} partial", "vector", WAYS)
+    step = VectorStep((1, 1, t), Access(tile, s0=1, transposed=True), alu=alu, reduce=True)
+    step.target = Access(partial, s0=1)
+    _emit(selector, node, step)
+    combine(selector, node, partial, 1, Limit())
