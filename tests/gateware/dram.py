@@ -18,7 +18,9 @@ class Dram:
         stall: probability with which a stream is held for a cycle, 0 for never.
     """
 
-    def __init__(self, words: np.ndarray, beat: int, latency: int, stall: float = 0, seed: int = 0) -> None:
+    def __init__(
+        self, words: np.ndarray, beat: int, latency: int, stall: float = 0, seed: int = 0
+    ) -> None:
         self.words, self.beat, self.latency, self.stall = words, beat, latency, stall
         self.random = np.random.default_rng(seed)
         self.requests = 0
@@ -49,7 +51,9 @@ class Dram:
                     pending.popleft()
             if asked:
                 self.requests += 1
-                pending.append((now + self.latency, list(range(row * per_row, (row + rows) * per_row))))
+                pending.append(
+                    (now + self.latency, list(range(row * per_row, (row + rows) * per_row)))
+                )
             now += 1
 
     async def write(self, ctx: Any, request: Any, beats: Any) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from tests.gateware.dram import Dram
 
 from fpgrad.formats import TileFormat
 from fpgrad.gateware.dma import Load as LoadUnit
@@ -17,7 +18,6 @@ from fpgrad.isa.instructions import DramAddress
 from fpgrad.isa.layout import values
 from fpgrad.reference import dma
 from fpgrad.reference.machine import Machine
-from tests.gateware.dram import Dram
 
 ROWS = 512
 BASES = [3, 40, 100, 7] + [0] * 12
@@ -26,13 +26,21 @@ BASES = [3, 40, 100, 7] + [0] * 12
 def config(words=4):
     return MachineConfig(
         matrix=MatrixConfig(tile=TileFormat(side=4)),
-        memory=MemoryConfig(inbox_rows=64, outbox_rows=64, dram_rows=ROWS, dram_words_per_cycle=words, dram_latency=9),
+        memory=MemoryConfig(
+            inbox_rows=64,
+            outbox_rows=64,
+            dram_rows=ROWS,
+            dram_words_per_cycle=words,
+            dram_latency=9,
+        ),
     )
 
 
 def as_dict(instruction):
     return {
-        f.name: as_dict(v) if dataclasses.is_dataclass(v := getattr(instruction, f.name)) else int(v)
+        f.name: as_dict(v)
+        if dataclasses.is_dataclass(v := getattr(instruction, f.name))
+        else int(v)
         for f in dataclasses.fields(instruction)
     }
 
@@ -77,11 +85,21 @@ LOADS = {
     "rows": isa.Load(rows=7, source=DramAddress(2, 1, 0), inbox=3),
     "strided": isa.Load(count=5, rows=2, stride=9, source=DramAddress(0, 2, 4), inbox=10),
     "many groups": isa.Load(count=30, rows=1, stride=3, source=DramAddress(3, 0, 1), inbox=1),
-    "gather 1": isa.Load(count=1, rows=3, stride=3, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)),
-    "gather T": isa.Load(count=4, rows=1, stride=1, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)),
-    "gather T+1": isa.Load(count=5, rows=2, stride=2, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)),
-    "gather 2T": isa.Load(count=8, rows=2, stride=2, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)),
-    "gather many": isa.Load(count=31, rows=2, stride=4, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 2)),
+    "gather 1": isa.Load(
+        count=1, rows=3, stride=3, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)
+    ),
+    "gather T": isa.Load(
+        count=4, rows=1, stride=1, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)
+    ),
+    "gather T+1": isa.Load(
+        count=5, rows=2, stride=2, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)
+    ),
+    "gather 2T": isa.Load(
+        count=8, rows=2, stride=2, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 1)
+    ),
+    "gather many": isa.Load(
+        count=31, rows=2, stride=4, gather=1, source=DramAddress(2), index=DramAddress(1, 0, 2)
+    ),
 }
 
 
@@ -119,7 +137,9 @@ def test_load(name, words, stall):
 
 def test_load_timing():
     """One beat a cycle after the first latency, for any groups; two latencies when gathering."""
-    long = isa.Load(count=15, rows=4, stride=4, gather=1, source=DramAddress(2), index=DramAddress(1))
+    long = isa.Load(
+        count=15, rows=4, stride=4, gather=1, source=DramAddress(2), index=DramAddress(1)
+    )
     latency = config().memory.dram_latency
     one = load_bench(LOADS["one row"])
     assert load_bench(LOADS["rows"]) == one + 6

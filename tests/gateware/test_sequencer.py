@@ -51,7 +51,9 @@ def simulate(dut, bench):
 
 
 @pytest.mark.parametrize("stall", [0, 0.5])
-@pytest.mark.parametrize(("first", "stop", "steps"), [(0, 1, 1), (0, 1, 5), (2, 7, 3), (0, 12, 2), (11, 12, 2)])
+@pytest.mark.parametrize(
+    ("first", "stop", "steps"), [(0, 1, 1), (0, 1, 5), (2, 7, 3), (0, 12, 2), (11, 12, 2)]
+)
 def test_issues_the_range_as_often_as_it_has_steps(first, stop, steps, stall):
     program = instructions(12)
     dut = Sequencer(unit=Unit.LOAD, depth=12)

@@ -43,7 +43,8 @@ class Load(wiring.Component):
     Members:
         instruction, step: from the sequencer.
         bases: the base registers.
-        done: pulses in the cycle in which an instruction's last row is written to the inbox.
+        done: pulses in the cycle after an instruction's last row was written to the inbox, so that
+            what waits for its token reads the row.
         request, beats: the read half of the memory port.
         inbox_write, inbox_row, inbox_data: the inbox's write port; ``inbox_data`` are T codes.
         error: pulses when a request is outside external memory.
@@ -67,6 +68,8 @@ class Load(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """Addresses and requests; :meth:`_take` sorts what comes back."""
+        del platform
         m = Module()
         t, w = self._config.side, self._config.memory.dram_words_per_cycle
         lane_bits = exact_log2(t)
@@ -98,9 +101,7 @@ class Load(wiring.Component):
         m.submodules.indices = store
         fill, look = store.write_port(), store.read_port(domain="comb")
         number = Signal(WORD_BITS)
-        m.d.comb += look.addr.eq(
-            Cat(asked[lane_bits - beat_bits : lane_bits], asked_blocks[0])
-        )
+        m.d.comb += look.addr.eq(Cat(asked[lane_bits - beat_bits : lane_bits], asked_blocks[0]))
         words = Array(look.data.word_select(k, WORD_BITS) for k in range(w))
         m.d.comb += number.eq(
             Mux(i.gather, words[asked[: lane_bits - beat_bits]] if w > 1 else look.data, asked)
@@ -122,9 +123,7 @@ class Load(wiring.Component):
                     m.next = "SOURCE"
             with m.State("SOURCE"):
                 m.d.sync += [factor.eq(step), stride.eq(i.source.step_stride)]
-                m.d.sync += index_rows.eq(
-                    Mux(i.gather, (i.count + (t - 1)) >> lane_bits, 0)
-                )
+                m.d.sync += index_rows.eq(Mux(i.gather, (i.count + (t - 1)) >> lane_bits, 0))
                 m.next = "INDEX"
             with m.State("INDEX"):
                 m.d.sync += [product.eq(factor * stride), stride.eq(i.index.step_stride)]
@@ -139,21 +138,16 @@ class Load(wiring.Component):
                 m.d.sync += index.eq(base[i.index.register] + i.index.offset + product)
                 m.d.sync += stride.eq(i.stride)
                 m.next = "RUN"
-            with m.State("RUN"):
-                with m.If(self.done):
-                    m.next = "IDLE"
-        running = fsm.ongoing("RUN")
+            with m.State("RUN"), m.If(self.done):
+                m.next = "IDLE"
+        running = Signal()
+        m.d.comb += running.eq(fsm.ongoing("RUN"))
 
         block_ends = Signal()
         m.d.comb += [
-            ask_index.eq(
-                running & (asked_index < index_rows) & (asked_index <= asked_blocks + 1)
-            ),
+            ask_index.eq(running & (asked_index < index_rows) & (asked_index <= asked_blocks + 1)),
             ask_group.eq(
-                running
-                & ~ask_index
-                & (asked != i.count)
-                & (~i.gather | (got_index > asked_blocks))
+                running & ~ask_index & (asked != i.count) & (~i.gather | (got_index > asked_blocks))
             ),
             block_ends.eq(asked[:lane_bits] == t - 1),
             move.eq(~request_valid | self.request.ready),
@@ -218,9 +212,8 @@ class Load(wiring.Component):
             fill.addr.eq(Cat(beat[: exact_log2(beats)], got_index[0])),
             fill.data.eq(self.beats.payload),
             self.inbox_write.eq(writes),
-            self.done.eq(ends),
         ]
-        m.d.sync += [writes.eq(0), ends.eq(0)]
+        m.d.sync += [writes.eq(0), ends.eq(0), self.done.eq(ends)]
         with m.If(~running):
             m.d.sync += [got.eq(0), in_group.eq(0), beat.eq(0), next_row.eq(i.inbox)]
         with m.Elif(self.beats.valid):
@@ -280,6 +273,8 @@ class Store(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """A request, then outbox reads as the queue has room, then beats."""
+        del platform
         m = Module()
         config = self._config
         t, w, width = config.side, config.memory.dram_words_per_cycle, config.vector.number.width
@@ -320,13 +315,10 @@ class Store(wiring.Component):
             with m.State("REQUEST"):
                 m.d.comb += self.request.valid.eq(1)
                 with m.If(self.request.ready):
-                    m.d.comb += self.error.eq(
-                        address + i.rows > Const(config.memory.dram_rows)
-                    )
+                    m.d.comb += self.error.eq(address + i.rows > Const(config.memory.dram_rows))
                     m.next = "RUN"
-            with m.State("RUN"):
-                with m.If(ends):
-                    m.next = "IDLE"
+            with m.State("RUN"), m.If(ends):
+                m.next = "IDLE"
         m.d.comb += [
             self.request.payload.row.eq(address),
             self.request.payload.rows.eq(i.rows),

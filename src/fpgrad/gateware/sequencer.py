@@ -95,6 +95,8 @@ class Sequencer(wiring.Component):
         return self._depth
 
     def elaborate(self, platform: object) -> Module:
+        """Fetch, hold, issue; signals wait in a queue."""
+        del platform
         m = Module()
         layout = unit_layout(self._unit)
 

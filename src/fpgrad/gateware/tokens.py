@@ -44,6 +44,8 @@ class TokenChannels(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
+        """One counter for each pair of units."""
+        del platform
         m = Module()
         over = []
         for source in range(UNITS):

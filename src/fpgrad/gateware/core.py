@@ -1,0 +1,190 @@
+"""The core: four units with their sequencers, the memories between them, and the host's registers."""
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect
+
+from fpgrad.gateware.dma import Load, Rows, Store, beat_layout
+from fpgrad.gateware.matrix import MatrixUnit
+from fpgrad.gateware.memory import ExponentMemory, SkewedMemory
+from fpgrad.gateware.registers import HostPort, Registers, RunCounters
+from fpgrad.gateware.sequencer import Sequencer
+from fpgrad.gateware.tokens import TokenChannels
+from fpgrad.gateware.vector import VectorUnit
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.instructions import Unit
+
+
+class Core(wiring.Component):
+    """One machine as its configuration describes it.
+
+    Members:
+        host: the register port.
+        running: a run is going on.
+        read_request, read_beats, write_request, write_beats: the port to external memory.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self._config = config
+        beat = beat_layout(config)
+        super().__init__(
+            {
+                "host": In(HostPort),
+                "running": Out(1),
+                "read_request": Out(stream.Signature(Rows)),
+                "read_beats": In(stream.Signature(beat)),
+                "write_request": Out(stream.Signature(Rows)),
+                "write_beats": Out(stream.Signature(beat)),
+            }
+        )
+
+    @property
+    def config(self) -> MachineConfig:
+        """What the machine was made from."""
+        return self._config
+
+    def elaborate(self, platform: object) -> Module:
+        """Sequencers and token channels around the units, memories between them, counters."""
+        del platform
+        m = Module()
+        config = self._config
+        m.submodules.registers = registers = Registers(config)
+        m.submodules.counters = counters = RunCounters()
+        m.submodules.tokens = tokens = TokenChannels()
+        connect(m, wiring.flipped(self.host), registers.host)
+
+        m.submodules.load = load = Load(config)
+        m.submodules.matrix = matrix = MatrixUnit(config)
+        m.submodules.vector = vector = VectorUnit(config)
+        m.submodules.store = store = Store(config)
+        instructions = {
+            Unit.LOAD: load.instruction,
+            Unit.MATRIX: matrix.instruction,
+            Unit.VECTOR: vector.instructions,
+            Unit.STORE: store.instruction,
+        }
+        dones = {
+            Unit.LOAD: load.done,
+            Unit.MATRIX: matrix.done,
+            Unit.VECTOR: vector.done,
+            Unit.STORE: store.done,
+        }
+        finished: list[Signal] = []
+        idle_or_waiting: list[Signal] = []
+        for unit in Unit:
+            name = unit.name.lower()
+            sequencer = Sequencer(unit=unit, depth=getattr(config.control, name))
+            m.submodules[f"{name}_sequencer"] = sequencer
+            m.d.comb += [
+                sequencer.write.eq(registers.write[unit]),
+                sequencer.write_data.eq(registers.write_data),
+                sequencer.start.eq(registers.start[unit]),
+                sequencer.stop.eq(registers.stop[unit]),
+                sequencer.steps.eq(registers.steps),
+                sequencer.go.eq(registers.go),
+                sequencer.halt.eq(registers.halt),
+                sequencer.available.eq(tokens.available[unit]),
+                sequencer.done.eq(dones[unit]),
+                tokens.take[unit].eq(sequencer.take),
+                tokens.signal[unit].eq(sequencer.signal),
+                tokens.initial[unit].eq(registers.tokens[unit]),
+                counters.busy[unit].eq(sequencer.busy),
+                registers.at[unit].eq(sequencer.at),
+                registers.at_step[unit].eq(sequencer.at_step),
+                registers.state[unit].busy.eq(sequencer.busy),
+                registers.state[unit].waiting.eq(sequencer.waiting),
+                registers.state[unit].finished.eq(sequencer.finished),
+                registers.busy_cycles[unit].eq(counters.busy_cycles[unit]),
+            ]
+            connect(m, sequencer.instruction, instructions[unit])
+            finished.append(sequencer.finished)
+            idle_or_waiting.append(~sequencer.busy & (sequencer.finished | sequencer.waiting))
+            if unit in (Unit.LOAD, Unit.STORE):
+                dma = load if unit is Unit.LOAD else store
+                m.d.comb += [dma.step.eq(sequencer.step), dma.bases.eq(registers.bases)]
+
+        self._memories(m, load, matrix, vector, store)
+        connect(m, load.request, wiring.flipped(self.read_request))
+        connect(m, wiring.flipped(self.read_beats), load.beats)
+        connect(m, store.request, wiring.flipped(self.write_request))
+        connect(m, store.beats, wiring.flipped(self.write_beats))
+
+        # A run lasts from the cycle after go to the cycle in which every unit is finished.
+        running, address_error = Signal(), Signal()
+        with m.If(registers.go):
+            m.d.sync += [running.eq(1), address_error.eq(0)]
+        with m.Elif(running & Cat(finished).all()):
+            m.d.sync += running.eq(0)
+        with m.If(load.error | store.error):
+            m.d.sync += address_error.eq(1)
+        m.d.comb += [
+            self.running.eq(running),
+            tokens.go.eq(registers.go),
+            counters.clear.eq(registers.go),
+            counters.running.eq(running),
+            vector.clear.eq(registers.go),
+            registers.running.eq(running),
+            registers.rows_left.eq(~matrix.idle),
+            registers.token_overflow.eq(tokens.overflow),
+            registers.address_error.eq(address_error),
+            registers.quiet.eq(running & Cat(idle_or_waiting).all()),
+            registers.cycles.eq(counters.cycles),
+            registers.saturated_vector.eq(vector.saturated_vector),
+            registers.saturated_accumulator.eq(vector.saturated_accumulator),
+        ]
+        return m
+
+    def _memories(
+        self, m: Module, load: Load, matrix: MatrixUnit, vector: VectorUnit, store: Store
+    ) -> None:
+        config = self._config
+        number, tile, depth = config.vector.number, config.matrix.tile, config.memory
+        t = config.side
+        rows = SkewedMemory(width=number.width, depth=depth.vector_rows, side=t, read_ports=2)
+        inbox = SkewedMemory(width=number.width, depth=depth.inbox_rows, side=t, read_ports=2)
+        outbox = SkewedMemory(width=number.width, depth=depth.outbox_rows, side=t, read_ports=1)
+        tiles = SkewedMemory(width=tile.mantissa_bits, depth=depth.tiles * t, side=t, read_ports=2)
+        exponents = ExponentMemory(width=number.exponent_bits, depth=depth.tiles, read_ports=2)
+        m.submodules.vector_memory = rows
+        m.submodules.inbox = inbox
+        m.submodules.outbox = outbox
+        m.submodules.mantissas = tiles
+        m.submodules.exponents = exponents
+
+        def read(port: wiring.PureInterface, memory: wiring.PureInterface) -> None:
+            m.d.comb += [
+                memory.en.eq(port.en),
+                memory.address.eq(port.address),
+                memory.transposed.eq(port.transposed),
+            ]
+            m.d.comb += [a.eq(b) for a, b in zip(port.data, memory.data, strict=True)]
+
+        def write(port: wiring.PureInterface, memory: wiring.PureInterface) -> None:
+            m.d.comb += [memory.en.eq(port.en), memory.address.eq(port.address)]
+            m.d.comb += [a.eq(b) for a, b in zip(memory.data, port.data, strict=True)]
+
+        for n in range(2):
+            read(vector.vector_read[n], rows.read[n])
+            read(vector.inbox_read[n], inbox.read[n])
+        write(vector.vector_write, rows.write)
+        write(vector.outbox_write, outbox.write)
+        write(vector.tile_write, tiles.write)
+        m.d.comb += [
+            exponents.write.en.eq(vector.tile_write.exponent_en),
+            exponents.write.address.eq(vector.tile_write.exponent_address),
+            exponents.write.data.eq(vector.tile_write.exponent),
+            inbox.write.en.eq(load.inbox_write),
+            inbox.write.address.eq(load.inbox_row),
+            outbox.read[0].en.eq(store.outbox_read),
+            outbox.read[0].address.eq(store.outbox_row),
+            *(a.eq(load.inbox_data[k]) for k, a in enumerate(inbox.write.data)),
+            *(store.outbox_data[k].eq(a) for k, a in enumerate(outbox.read[0].data)),
+        ]
+        connect(m, matrix.streamed, tiles.read[0])
+        connect(m, matrix.stationary, tiles.read[1])
+        connect(m, matrix.streamed_exponent, exponents.read[0])
+        connect(m, matrix.stationary_exponent, exponents.read[1])
+
+        m.d.comb += [matrix.acc.ready.eq(vector.acc.ready), vector.acc.valid.eq(matrix.acc.valid)]
+        m.d.comb += vector.acc.flags.eq(matrix.acc.saturated)
+        m.d.comb += [a.eq(b) for a, b in zip(vector.acc.codes, matrix.acc.codes, strict=True)]

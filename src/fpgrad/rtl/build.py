@@ -1,0 +1,198 @@
+"""From a configuration to a native library that simulates the machine, kept by the digest of all that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+import fpgrad.formats
+import fpgrad.gateware
+import fpgrad.isa
+from fpgrad.gateware.top import NAME, write_verilog
+from fpgrad.isa.config import MachineConfig
+from fpgrad.rtl.tools import Tools, find_tools, run_tool
+
+#: Called with what is being done, how many parts are done, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+COMPILE_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++20",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-DVERILATOR=1",
+    "-DVM_COVERAGE=0",
+    "-DVM_SC=0",
+    "-DVM_TIMING=0",
+    "-DVM_TRACE=0",
+    "-DVL_IGNORE_UNKNOWN_ARCH",
+    "-w",
+)
+#: Verilator's own run time.
+RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+
+VERILATOR_FLAGS = (
+    "--cc",
+    "--top-module",
+    NAME,
+    "-O3",
+    "--x-assign",
+    "fast",
+    "--x-initial",
+    "fast",
+    "--no-assert",
+    "--threads",
+    "1",
+    "--output-split",
+    "12000",
+    "--output-split-cfuncs",
+    "3000",
+    "-Wno-fatal",
+    "-Wno-lint",
+    "-Wno-style",
+)
+
+#: The memories and registers that :mod:`fpgrad.rtl.state` reads and writes.
+PUBLIC = """\
+`verilator_config
+public_flat_rw -module "*.vector_memory" -var "bank_*"
+public_flat_rw -module "*.inbox" -var "bank_*"
+public_flat_rw -module "*.outbox" -var "bank_*"
+public_flat_rw -module "*.mantissas" -var "bank_*"
+public_flat_rw -module "*.exponents" -var "words"
+"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A built machine.
+
+    Args:
+        library: the shared library.
+        verilog: the design it was made from.
+        built: whether this call built it, or it was there.
+    """
+
+    library: Path
+    verilog: Path
+    built: bool
+
+
+def default_cache() -> Path:
+    """Where models are kept unless the caller says otherwise."""
+    return Path(platformdirs.user_cache_dir("fpgrad")) / "rtl"
+
+
+def model_digest(config: MachineConfig, tools: Tools) -> str:
+    """SHA-256 over everything that decides what the library does and where it can run."""
+    h = hashlib.sha256()
+    for text in (
+        config.digest,
+        tools.identity,
+        importlib.metadata.version("amaranth"),
+        " ".join(COMPILE_FLAGS + VERILATOR_FLAGS),
+        PUBLIC,
+    ):
+        h.update(text.encode() + b"\0")
+    for package in (fpgrad.formats, fpgrad.isa, fpgrad.gateware):
+        folder = Path(str(package.__file__)).parent
+        for source in sorted(folder.rglob("*.py")):
+            h.update(source.relative_to(folder).as_posix().encode() + b"\0" + source.read_bytes())
+    h.update((Path(__file__).parent / "model.cpp").read_bytes())
+    return h.hexdigest()
+
+
+def build_model(
+    config: MachineConfig,
+    *,
+    cache: Path | None = None,
+    compiler: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """The machine's library, built if the cache does not hold it.
+
+    Any number of processes may ask for the same machine: one builds, the others wait.
+
+    Raises:
+        ToolNotFoundError: no C++ compiler, or no Verilator.
+        ToolFailedError: a tool ended with an error; the message has its last lines.
+    """
+    tools = find_tools(compiler)
+    root = cache or default_cache()
+    folder = root / model_digest(config, tools)[:32]
+    library, verilog = folder / "model.so", folder / f"{NAME}.v"
+    if library.exists():
+        return Model(library, verilog, built=False)
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if library.exists():
+            return Model(library, verilog, built=False)
+        with tempfile.TemporaryDirectory(prefix="build-", dir=root) as work:
+            place = Path(work)
+            _build(config, tools, place, progress or (lambda *_: None))
+            finished = place / "finished"
+            finished.mkdir()
+            for name in (library.name, verilog.name):
+                (place / name).rename(finished / name)
+            # A folder is there whole or not at all.
+            shutil.rmtree(folder, ignore_errors=True)
+            finished.rename(folder)
+    return Model(library, verilog, built=True)
+
+
+def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress) -> None:
+    progress("Verilog", 0, 1)
+    source = write_verilog(config, place)[0]
+    (place / "public.vlt").write_text(PUBLIC)
+    (place / "ports.h").write_text(_ports(config))
+    progress("Verilator", 0, 1)
+    run_tool(
+        [tools.verilator, *VERILATOR_FLAGS, "--Mdir", place / "obj", "public.vlt", source.name],
+        cwd=place,
+        env={"VERILATOR_ROOT": str(tools.root)},
+    )
+    include = tools.root / "include"
+    sources = sorted((place / "obj").glob("*.cpp"), key=lambda p: -p.stat().st_size)
+    sources += [Path(__file__).parent / "model.cpp", *(include / name for name in RUNTIME)]
+    places = [f"-I{place}", f"-I{place / 'obj'}", f"-I{include}", f"-I{include / 'vltstd'}"]
+    done = 0
+
+    def compile_one(path: Path) -> Path:
+        nonlocal done
+        target = place / f"{path.stem}.o"
+        flags = [f for f in COMPILE_FLAGS if f != "-O3"] if "Slow" in path.name else COMPILE_FLAGS
+        run_tool([tools.compiler, *flags, *places, "-c", path, "-o", target], cwd=place)
+        done += 1
+        progress("C++", done, len(sources))
+        return target
+
+    progress("C++", 0, len(sources))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        objects = list(pool.map(compile_one, sources))
+    run_tool(
+        [tools.compiler, "-shared", "-o", place / "model.so", *objects, "-lpthread"], cwd=place
+    )
+
+
+def _ports(config: MachineConfig) -> str:
+    """The part of the C++ model that follows from the configuration."""
+    words = range(config.memory.dram_words_per_cycle)
+    return (
+        f"#define SIDE {config.side}\n"
+        f"#define WORDS {len(words)}\n"
+        f"#define LATENCY {config.memory.dram_latency}\n"
+        f"#define DRAM_ROWS {config.memory.dram_rows}\n"
+        f"#define READ_BEATS {', '.join(f'&top.read_beat_{n}' for n in words)}\n"
+        f"#define WRITE_BEATS {', '.join(f'top.write_beat_{n}' for n in words)}\n"
+    )

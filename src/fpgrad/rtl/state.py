@@ -1,0 +1,105 @@
+"""The simulated machine's memories in the layout of the reference: what two executors are compared by.
+
+Banks are un-skewed here: element (row r, lane l) of a row memory is in bank ``(r + l) % T`` at
+address ``r``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpgrad.errors import ExecutionError
+from fpgrad.isa.config import MachineConfig
+from fpgrad.rtl.link import VerilatedLink
+
+#: Row memories: name in a dump, name of the instance in the design.
+ROW_MEMORIES = {
+    "vector": "vector_memory",
+    "inbox": "inbox",
+    "outbox": "outbox",
+    "mantissas": "mantissas",
+}
+
+#: Registers of the vector unit, one a lane: name in a dump, name of the signals in the design.
+LANE_REGISTERS = {"scalars": "scalar", "random": "random"}
+
+
+class State:
+    """Reads and writes the memories of a Verilated machine, all as int64 codes.
+
+    ``vector``, ``inbox``, ``outbox``: (rows, T); ``mantissas``: (tiles, T, T), signed;
+    ``exponents``: (tiles,); ``scalars``, ``random``: (T,); ``dram``: (rows, T) words.
+    """
+
+    def __init__(self, link: VerilatedLink, config: MachineConfig) -> None:
+        self._link, self._config = link, config
+        self._t = config.side
+
+    def dump(self, *, dram_rows: int = 0) -> dict[str, NDArray[np.int64]]:
+        """Copies of all memories; of external memory the first ``dram_rows`` rows."""
+        out = {name: self._rows(name) for name in ROW_MEMORIES}
+        t = self._t
+        bits = self._config.matrix.tile.mantissa_bits
+        mantissas = out["mantissas"].reshape(-1, t, t)
+        out["mantissas"] = mantissas - ((mantissas >> (bits - 1)) << bits)
+        out["exponents"] = self._find("exponents", "words")[0].astype(np.int64)
+        out["scalars"] = self._lanes("scalars")
+        out["random"] = self._lanes("random")
+        out["dram"] = self._link.read_memory(0, dram_rows).astype(np.int64)
+        return out
+
+    def poke(self, name: str, index: tuple[int, ...], value: int) -> None:
+        """Set one element of a memory, named and indexed as in :meth:`dump`.
+
+        Raises:
+            ExecutionError: there is no such memory.
+        """
+        *outer, last = index
+        if name == "mantissas":
+            bits = self._config.matrix.tile.mantissa_bits
+            row = outer[0] * self._t + outer[1]
+            self._banks(name)[(row + last) % self._t][row] = value & ((1 << bits) - 1)
+        elif name in ROW_MEMORIES:
+            row = outer[0]
+            self._banks(name)[(row + last) % self._t][row] = value
+        elif name == "exponents":
+            self._find("exponents", "words")[0][last] = value
+        elif name in LANE_REGISTERS:
+            self._registers(name)[last][0] = value
+        elif name == "dram":
+            words = self._link.read_memory(outer[0], 1)
+            words[0, last] = value
+            self._link.write_memory(outer[0], words)
+        else:
+            raise ExecutionError(f"there is no memory {name!r} to change")
+
+    def _banks(self, name: str) -> list[NDArray[Any]]:
+        return self._find(ROW_MEMORIES[name], r"bank_(\d+)")
+
+    def _rows(self, name: str) -> NDArray[np.int64]:
+        banks = np.stack(self._banks(name)).astype(np.int64)
+        row, lane = np.indices((banks.shape[1], self._t))
+        return banks[(row + lane) % self._t, row]
+
+    def _registers(self, name: str) -> list[NDArray[Any]]:
+        raise NotImplementedError(name)
+
+    def _lanes(self, name: str) -> NDArray[np.int64]:
+        return np.array([int(r[0]) for r in self._registers(name)], np.int64)
+
+    def _find(self, instance: str, pattern: str) -> list[NDArray[Any]]:
+        """The variables of an instance that match, in the order of the pattern's number."""
+        wanted = re.compile(rf"{re.escape(instance)}\.{pattern}")
+        found: list[tuple[int, NDArray[Any]]] = []
+        for name, array in self._link.variables.items():
+            # Names that Verilog has to escape are given back as "\name " by some versions.
+            match = wanted.search(name)
+            if match and match.end() == len(name):
+                found.append((int(match.group(1)) if match.groups() else 0, array))
+        if not found:
+            raise ExecutionError(f"the simulation does not show the memory {instance}")
+        return [array for _, array in sorted(found, key=lambda pair: pair[0])]
