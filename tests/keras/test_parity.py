@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from tests.keras.exact import ExactSession
 
 from fpgrad.keras import FPGA, functions
-from tests.keras.exact import ExactSession
 
 L = keras.layers
 SAMPLES, FEATURES, CLASSES = 50, 7, 4
@@ -140,7 +140,9 @@ OPTIMIZERS = [
     lambda: keras.optimizers.Adam(0.01, beta_1=0.8, beta_2=0.99, epsilon=1e-3, amsgrad=True),
     lambda: keras.optimizers.AdamW(0.01, weight_decay=0.02),
     lambda: keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.02, 5, 0.8)),
-    lambda: keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.01])),
+    lambda: keras.optimizers.SGD(
+        keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.1, 0.01])
+    ),
 ]
 
 
@@ -156,10 +158,22 @@ def test_optimizers(optimizer):
     check(build, x, y)
 
 
-ACTIVATIONS = (
-    "linear relu relu6 leaky_relu sigmoid tanh softmax gelu silu elu softplus exponential "
-    "hard_sigmoid hard_silu"
-).split()
+ACTIVATIONS = [
+    "linear",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "softmax",
+    "gelu",
+    "silu",
+    "elu",
+    "softplus",
+    "exponential",
+    "hard_sigmoid",
+    "hard_silu",
+]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -195,11 +209,14 @@ def test_layers(name):
 
     def build():
         keras.utils.set_random_seed(2)
-        model = keras.Sequential([L.Input((FEATURES,)), *LAYERS[name](), L.Dense(CLASSES), L.Softmax()])
+        model = keras.Sequential(
+            [L.Input((FEATURES,)), *LAYERS[name](), L.Dense(CLASSES), L.Softmax()]
+        )
         model.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
         return model
 
-    check(build, x, y)
+    # Not 8: batch statistics of the 2 samples left over amplify Keras's own rounding.
+    check(build, x, y, batch_size=9)
 
 
 def test_functional_nested_and_shared():

@@ -47,7 +47,7 @@ def _by_frequency(attribute: str) -> Any:
 
 
 _KNOWN: dict[type, Any] = {
-    **dict.fromkeys(_EPOCH_SAFE, lambda callback: False),
+    **dict.fromkeys(_EPOCH_SAFE, lambda _: False),
     keras.callbacks.ModelCheckpoint: _by_frequency("save_freq"),
     keras.callbacks.BackupAndRestore: _by_frequency("save_freq"),
     keras.callbacks.TensorBoard: lambda callback: (

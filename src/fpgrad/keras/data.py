@@ -76,19 +76,24 @@ class Layout:
                     f"x must be a dict with the keys {sorted(names)}, not {sorted(x)}"
                 )
             return [to_numpy(x[name]) for name in names]
-        if isinstance(x, tuple | list) and (
-            len(names) > 1 or (len(x) == 1 and hasattr(x[0], "shape"))
-        ):
+        if self._is_list_of_inputs(x):
             if len(x) != len(names):
                 raise DataShapeError(
-                    f"x must be {len(names)} arrays, for the inputs {names}, not {len(x)}"
+                    f"x must have one array for each of the inputs {names}, not {len(x)}"
                 )
             return [to_numpy(array) for array in x]
         if len(names) > 1:
             raise DataShapeError(
-                f"x must be {len(names)} arrays, for the inputs {names}, not a single one"
+                f"x must have one array for each of the inputs {names}, not a single one"
             )
         return [to_numpy(x)]
+
+    def _is_list_of_inputs(self, x: Any) -> bool:
+        """Whether ``x`` is a list of arrays, one an input, and not a list of samples."""
+        if not isinstance(x, tuple | list) or not x:
+            return False
+        rank = len(self._inputs[0].shape) + 1
+        return len(self._inputs) > 1 or np.ndim(x[0]) == rank
 
 
 def _only(value: Any, name: str) -> Any:
@@ -97,9 +102,10 @@ def _only(value: Any, name: str) -> Any:
         value = list(value.values())
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "shape"):
         return value[0]
-    if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
-        if np.ndim(value[0]) > 0:
-            raise DataShapeError(f"{name} must be one array, not {len(value)}: the model has one output")
+    if isinstance(value, list | tuple) and value and np.ndim(value[0]) > 0:
+        raise DataShapeError(
+            f"{name} must be one array, not {len(value)}: the model has one output"
+        )
     return value
 
 

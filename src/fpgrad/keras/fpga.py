@@ -30,8 +30,6 @@ BACKENDS = ("emulator", "rtl", "reference")
 """Executors by name: native code, the generated hardware simulated, the specification in NumPy.
 They give the same bits."""
 
-_SATURATION_COUNTERS = ("saturated_vector", "saturated_accumulator")
-
 
 class FPGA:
     """A Keras model that trains in hardware.
@@ -305,7 +303,7 @@ class _Saturation:
 
     def _count(self) -> int:
         counters = self._device.counters()
-        return sum(counters.get(name, 0) for name in _SATURATION_COUNTERS)
+        return sum(count for name, count in counters.items() if name.startswith("saturated"))
 
     def end_of_epoch(self) -> None:
         now = self._count()

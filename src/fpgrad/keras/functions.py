@@ -12,8 +12,8 @@ from typing import Any
 
 from fpgrad.frontend.lowered import (
     HostMetric,
-    Lowered,
     LossSpec,
+    Lowered,
     MetricSpec,
     Normaliser,
     OptimizerSpec,

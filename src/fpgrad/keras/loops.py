@@ -93,9 +93,7 @@ def train_on_batch(device: Device, source: Source) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.logs().items()}
 
 
-def evaluate(
-    device: Device, source: Source, *, callbacks: Any, verbose: Any
-) -> dict[str, float]:
+def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> dict[str, float]:
     """Returns loss and metrics of one pass over ``source``, by name."""
     model = device.model
     callbacks = _callback_list(callbacks, model, source, verbose=verbose, epochs=1)

@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
     def place(self, session: Any, batches: Sequence[Any], normaliser: Normaliser) -> Placed:
-        """Puts a group of batches on the device."""
+        """Puts a group of batches on the device; what the last group needed alone is released."""
         ...
 
 
@@ -96,7 +96,9 @@ def open_source(
 ) -> Source:
     """Returns the source for what the user passed as ``x``, by Keras's own rules."""
     if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise InvalidArgumentError(f"batch_size must be an integer of 1 or more, not {batch_size!r}")
+        raise InvalidArgumentError(
+            f"batch_size must be an integer of 1 or more, not {batch_size!r}"
+        )
     if class_weight is not None and sample_weight is not None:
         raise InvalidArgumentError(
             "class_weight and sample_weight cannot both be given: multiply them into sample_weight"

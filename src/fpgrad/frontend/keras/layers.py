@@ -181,9 +181,7 @@ def batch_normalization(
     if getattr(layer, "renorm", False):
         context.report(layer.name, "renorm=True is not supported", "use renorm=False")
     if getattr(layer, "synchronized", False):
-        context.report(
-            layer.name, "synchronized=True is not supported", "use synchronized=False"
-        )
+        context.report(layer.name, "synchronized=True is not supported", "use synchronized=False")
     if layer.trainable and context.calls.setdefault(id(layer), 0):
         context.report(
             layer.name,
@@ -221,9 +219,7 @@ def layer_normalization(
         )
         return x
     if getattr(layer, "rms_scaling", False):
-        context.report(
-            layer.name, "rms_scaling=True is not supported", "use rms_scaling=False"
-        )
+        context.report(layer.name, "rms_scaling=True is not supported", "use rms_scaling=False")
     row = (1, x.features)
     node = g.layer_norm(
         x.node,

@@ -165,9 +165,7 @@ def _training(
 ) -> Training | None:
     parameters = {key: b.state for key, b in context.variables.items() if b.trainable}
     if model.inputs and not context.problems and not parameters:
-        context.report(
-            model.name, "has no trainable weights", "set trainable=True on a layer"
-        )
+        context.report(model.name, "has no trainable weights", "set trainable=True on a layer")
     regularizers = _regularizers(context)
     optimizer, problems = lower_optimizer(model.optimizer, parameters)
     context.problems.extend(problems)

@@ -42,9 +42,7 @@ _SPARSE = ("sparse_categorical_accuracy", "sparse_categorical_crossentropy")
 _CATEGORICAL = ("categorical_accuracy", "categorical_crossentropy")
 
 
-def lower_metric(
-    metric: Any, loss_kind: str, output_shape: tuple[int, ...]
-) -> MetricSpec | None:
+def lower_metric(metric: Any, loss_kind: str, output_shape: tuple[int, ...]) -> MetricSpec | None:
     """Returns the description of a metric that the device can sum up, None for any other."""
     kind = CLASSES.get(class_key(metric))
     if kind is None and class_key(metric) == _WRAPPER:

@@ -61,8 +61,7 @@ def _lower_sequential(context: Context, model: Any, inputs: Sequence[Value]) -> 
 
 def _lower_functional(context: Context, model: Any, inputs: Sequence[Value]) -> list[Value]:
     values: dict[int, Value] = {
-        id(tensor): value
-        for tensor, value in zip(tree.flatten(model.inputs), inputs, strict=True)
+        id(tensor): value for tensor, value in zip(tree.flatten(model.inputs), inputs, strict=True)
     }
     nodes_by_depth = model._nodes_by_depth
     for depth in sorted(nodes_by_depth, reverse=True):
@@ -121,7 +120,9 @@ def _lower_call(
             f"layer {type(layer).__name__} is not supported",
             f"supported are {', '.join(supported_layers())}",
         )
-        return [context.placeholder(name, s) for s in _output_shapes(context, layer, inputs, outputs)]
+        return [
+            context.placeholder(name, s) for s in _output_shapes(context, layer, inputs, outputs)
+        ]
     with g.naming(context.qualified(name)):
         return [handler(context, layer, inputs, arguments)]
 

@@ -59,11 +59,7 @@ def lower_optimizer(
     arguments = {option: getattr(optimizer, option) for option in (*own, *_SHARED)}
     excluded: set[str] = set()
     if arguments["weight_decay"]:
-        excluded = {
-            state
-            for key, state in parameters.items()
-            if not _decays(optimizer, key)
-        }
+        excluded = {state for key, state in parameters.items() if not _decays(optimizer, key)}
     return OptimizerSpec(kind, arguments, frozenset(excluded)), problems
 
 
