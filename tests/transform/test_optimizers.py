@@ -140,6 +140,8 @@ def count(optimizer: Optimizer) -> int:
     return sum(not n.is_leaf for n in function.nodes())
 
 
-def test_adam_is_as_short_as_documented():
-    # b1*M+g; g*g; b2*V+q; (V+e) rsqrt *M; *s+W: 5 chains of the vector unit.
+def test_optimizers_are_as_short_as_documented():
+    # Passes of (a*b + c)*d: b1*M+g; (g*g+V)*b2; rsqrt(V+e)*M; U*s+W.
     assert count(optimizers.adam()) == 10
+    # (g*s+S)*mu; S/mu+W.
+    assert count(optimizers.sgd(0.9)) == 5

@@ -194,6 +194,19 @@ def test_nodes_made_by_simplification_are_merged_too():
     assert node.inputs[0].inputs[1] is node.inputs[1].inputs[1]
 
 
+def test_shared_products_are_not_regrouped():
+    half = g.mul(g.relu(X), 0.5)
+    node = simplified(g.add(g.mul(half, 2.0), half))
+    assert form(node) == ("add", ("mul", ("mul", ("relu", "x"), 0.5), 2.0), form(half))
+
+
+def test_momentum_takes_two_passes():
+    forward = mlp(rows=4, sizes=(3, 2), last=None)
+    function = lower(build_training(forward, losses.MeanSquaredError(), optimizers.sgd(0.9)))
+    new = {state.name: node for state, node in function.updates}
+    assert new["dense_0/kernel"].inputs[0].inputs[0] is new["dense_0/kernel:momentum"]
+
+
 def test_different_nodes_are_not_merged():
     node = simplified(g.mul(g.sub(X, 2.0), g.sub(2.0, X)))
     assert node.inputs[0] is not node.inputs[1]

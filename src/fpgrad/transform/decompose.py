@@ -80,34 +80,38 @@ def _huber(node: Node, x: tuple[Node, ...]) -> Node:
     return g.mul(g.sub(size, g.mul(clipped, 0.5)), clipped)
 
 
-def _exponentials(x: Node) -> tuple[Node, Node, Node]:
-    """Row maximum, exp(x - maximum), and the row sums of the latter."""
-    largest = g.reduce_max(x, axis=1)
-    e = g.exp2(g.sub(g.mul(x, LOG2E), g.mul(largest, LOG2E)))
-    return largest, e, g.reduce_sum(e, axis=1)
+def _exponentials(x: Node) -> tuple[Node, Node, Node, Node]:
+    """x*log2(e), its row maximum, exp(x - max x), and the row sums of the latter.
+
+    All in units of log2, so that the scaling is the last step of the pass that makes x.
+    """
+    scaled = g.mul(x, LOG2E)
+    largest = g.reduce_max(scaled, axis=1)
+    e = g.exp2(g.sub(scaled, largest))
+    return scaled, largest, e, g.reduce_sum(e, axis=1)
 
 
 def _softmax(_node: Node, x: tuple[Node, ...]) -> Node:
-    _, e, total = _exponentials(x[0])
+    _, _, e, total = _exponentials(x[0])
     return g.mul(e, g.reciprocal(total))
 
 
 def _log_softmax(_node: Node, x: tuple[Node, ...]) -> Node:
-    largest, _, total = _exponentials(x[0])
-    return g.sub(g.sub(x[0], largest), g.mul(g.log2(total), LN2))
+    scaled, largest, _, total = _exponentials(x[0])
+    return g.mul(g.sub(g.sub(scaled, largest), g.log2(total)), LN2)
 
 
 def _softmax_cross_entropy(node: Node, x: tuple[Node, ...]) -> Node:
-    # (max - sum t*z) + log(sum exp(z - max)), for targets t of sum 1. The difference comes first:
-    # it is exactly 0 for a correct one-hot prediction, so nothing small is lost beside large logits.
-    z, target = x
-    largest, _, total = _exponentials(z)
-    chosen = g.reduce_sum(g.mul(z, target), axis=1)
-    log_total = g.mul(g.log2(total), LN2)
+    # ((max - sum t*z) + log2 sum 2^(z - max)) * ln 2, for targets t of sum 1 and z = logits*log2(e).
+    # The difference comes first: it is exactly 0 for a correct one-hot prediction, so nothing small
+    # is lost beside large logits.
+    scaled, largest, _, total = _exponentials(x[0])
+    chosen = g.reduce_sum(g.mul(scaled, x[1]), axis=1)
     if node.attrs["normalised"]:
-        return g.add(g.sub(largest, chosen), log_total)
-    weight = g.reduce_sum(target, axis=1)
-    return g.add(g.sub(g.mul(largest, weight), chosen), g.mul(log_total, weight))
+        return g.mul(g.add(g.sub(largest, chosen), g.log2(total)), LN2)
+    weight = g.reduce_sum(x[1], axis=1)
+    shifted = g.sub(g.mul(largest, weight), chosen)
+    return g.mul(g.add(g.mul(g.log2(total), weight), shifted), LN2)
 
 
 def _standardise(node: Node, x: tuple[Node, ...]) -> Node:

@@ -13,6 +13,7 @@ from fpgrad.errors import GraphError
 from fpgrad.graph import Node, Shape
 from fpgrad.graph import builder as g
 from fpgrad.transform import losses
+from fpgrad.transform.gradients import LOG2E
 
 
 class Metric(Protocol):
@@ -104,10 +105,11 @@ def mean_absolute_error() -> LossMetric:
 def first_argmax(x: Node) -> Node:
     """Column of the largest element of each row, the first of equals, (N, 1).
 
-    Softmax increases with its argument, so the argument is searched instead.
+    Of a softmax, its argument is searched instead, in the scale in which the decompositions of
+    softmax and its cross-entropy have it (and its maximum) already: both increase with it.
     """
     if x.op == "softmax":
-        x = x.inputs[0]
+        x = g.mul(x.inputs[0], LOG2E)
     cols = x.shape[1]
     smaller = g.mul(g.gt(g.reduce_max(x, axis=1), x), float(cols))
     return g.reduce_min(g.add(smaller, g.iota(cols)), axis=1)

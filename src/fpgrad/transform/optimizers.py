@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -139,8 +138,7 @@ def rmsprop(
     """keras.optimizers.RMSprop: m = momentum*m + lr*g/sqrt(v + epsilon); W - m."""
     scale = ScaleByRms(rho, epsilon, centered)
     trace = (Trace(momentum, sign=-1.0),) if momentum > 0.0 else ()
-    factor = 1.0 / math.sqrt(1.0 - rho)
-    chain = (*_clip(clipvalue), scale, ScaleByLearningRate(factor), *trace)
+    chain = (*_clip(clipvalue), scale, ScaleByLearningRate(scale.step_factor), *trace)
     return Optimizer(name, chain, weight_decay or 0.0, undecayed)
 
 

@@ -6,7 +6,9 @@ a constant) only ever reduce the number of roundings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from fpgrad.graph import OPS, Function, Node, evaluate_node
@@ -26,9 +28,13 @@ class Simplify:
 
     def run(self, function: Function) -> Function:
         """A function of equal meaning with no two equal nodes."""
+        uses = Counter(x for node in function.nodes() for x in node.inputs)
+        uses.update(function.roots)
         known: dict[Hashable, Node] = {}
-
         settled: set[Node] = set()
+        # Results that several nodes read: what is regrouped out of them is computed all the same.
+        shared: set[Node] = set()
+        results: set[Node] = set()
 
         def merged(node: Node) -> Node:
             if node in settled:
@@ -40,11 +46,15 @@ class Simplify:
 
         def rule(node: Node, operands: tuple[Node, ...]) -> Node:
             candidate = _canonical(with_inputs(node, operands))
-            simple = _simplified(candidate)
+            simple = _simplified(candidate, shared)
             while simple is not candidate:
                 candidate = _canonical(merged(simple))
-                simple = _simplified(candidate)
-            return merged(simple)
+                simple = _simplified(candidate, shared)
+            result = merged(simple)
+            if uses[node] > 1 or result in results:
+                shared.add(result)
+            results.add(result)
+            return result
 
         return prune_inputs(rewrite(function, rule))
 
@@ -79,14 +89,14 @@ def _scalar(node: Node) -> float | None:
     return float(node.value[0, 0]) if node.op == "const" and node.shape == (1, 1) else None
 
 
-def _simplified(node: Node) -> Node:
+def _simplified(node: Node, shared: AbstractSet[Node]) -> Node:
     """A simpler equal of `node`, or `node` itself; commutative ops have constants second."""
     if node.is_leaf:
         return node
     if all(x.op == "const" for x in node.inputs) and _size(node) <= FOLD_LIMIT:
         return g.const(evaluate_node(node, [x.value for x in node.inputs]), node.name)
     if node.op == "mul":
-        return _product(node)
+        return _product(node, shared)
     if node.op in ("add", "sub"):
         return _sum(node)
     if node.op.startswith("reduce_"):
@@ -98,24 +108,24 @@ def _simplified(node: Node) -> Node:
     return node
 
 
-def _product(node: Node) -> Node:
+def _product(node: Node, shared: AbstractSet[Node]) -> Node:
     """Constant factors meet, and move to the smaller operand, where they cost less."""
     a, b = node.inputs
     factor = _scalar(b)
     if factor is not None:
-        inner, inner_factor = _split(a)
+        inner, inner_factor = _split(a, shared)
         if factor == 1.0 or inner is not a:
             return _scaled(inner, inner_factor * factor, node.name)
         return node
-    (x, factor_a), (y, factor_b) = _split(a), _split(b)
+    (x, factor_a), (y, factor_b) = _split(a, shared), _split(b, shared)
     if x is a or (y is b and _size(x) == _size(b)):
         return node
     return g.mul(x, _scaled(y, factor_a * factor_b, node.name), name=node.name)
 
 
-def _split(node: Node) -> tuple[Node, float]:
-    """(x, c) when `node` is x * c, else (node, 1)."""
-    if node.op == "mul":
+def _split(node: Node, shared: AbstractSet[Node]) -> tuple[Node, float]:
+    """(x, c) when `node` is x * c and has one user, else (node, 1)."""
+    if node.op == "mul" and node not in shared:
         factor = _scalar(node.inputs[1])
         if factor is not None:
             return node.inputs[0], factor
@@ -146,5 +156,5 @@ def _sum(node: Node) -> Node:
 
 def _negated(node: Node) -> Node | None:
     """Gives x when `node` is x * -1."""
-    x, factor = _split(node)
+    x, factor = _split(node, frozenset())
     return x if factor == -1.0 else None

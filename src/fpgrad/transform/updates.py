@@ -1,10 +1,13 @@
 """Gradient transforms: the small pure pieces that optimizers are composed of.
 
 Each takes the update so far (first the gradient) and its slots, and gives the next update and the
-slots' new values. The last update of a chain is added to the parameter. Where a moving average
-(1 - beta)*g + beta*m appears, the slot holds m/(1 - beta): one multiply-add less per element, and
-`Slot.scale` says how to get Keras's value back. What changes from step to step is computed by the
-host in float64 and comes in as scalars.
+slots' new values. The last update of a chain is added to the parameter. What changes from step to
+step is computed by the host in float64 and comes in as scalars.
+
+Slots are scaled so that a step takes few passes of the vector unit, which does (a*b + c)*d in one;
+`Slot.scale` says how to get Keras's value back. A moving average v = beta*v + (1 - beta)*q is kept
+without its factor 1 - beta, and where q is itself a product also with the decay of the next step
+already applied: S' = (g*g + S)*beta is one pass, where beta*S + g*g would be two.
 """
 
 from __future__ import annotations
@@ -102,7 +105,8 @@ class ScaleByLearningRate:
 class Trace:
     """Momentum, after the learning rate: m' = momentum*m + u; gives m', or momentum*m' + u.
 
-    sign: Keras's variable is sign × m (RMSprop subtracts its momentum, SGD adds it).
+    The slot holds momentum*m. sign: Keras's variable is sign × m (RMSprop subtracts its momentum,
+    SGD adds it).
     """
 
     momentum: float
@@ -114,8 +118,8 @@ class Trace:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Momentum."""
-        return (Slot("momentum", self.sign),)
+        """The momentum, decayed once more."""
+        return (Slot("momentum", self.sign / (self.momentum or 1.0)),)
 
     def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
         """None."""
@@ -124,16 +128,18 @@ class Trace:
     def update(
         self, update: Node, slots: Slots, _scalars: Slots, /
     ) -> tuple[Node, dict[str, Node]]:
-        """One multiply-add, two with Nesterov."""
-        m = g.add(g.mul(slots["momentum"], self.momentum), update)
-        result = g.add(g.mul(m, self.momentum), update) if self.nesterov else m
-        return result, {"momentum": m}
+        """S' = (u + S)*momentum; gives S'/momentum, or S' + u with Nesterov."""
+        decayed = _accumulate(slots["momentum"], self.momentum, update)
+        if self.nesterov:
+            return g.add(update, decayed), {"momentum": decayed}
+        return g.mul(decayed, 1.0 / (self.momentum or 1.0)), {"momentum": decayed}
 
 
 @dataclass(frozen=True)
 class ScaleByRms:
-    """g/sqrt(v + epsilon) with v the moving mean of g², less the squared moving mean of g if
-    centered; without the factor 1/sqrt(1 - rho), which belongs to the step size."""
+    """g/sqrt(v + epsilon), with v the moving mean of g², less the squared moving mean of g if
+    centered; times sqrt(1 - rho)/sqrt(rho), which `step_factor` undoes.
+    """
 
     rho: float
     epsilon: float
@@ -143,10 +149,17 @@ class ScaleByRms:
         _check_unit("rho", self.rho)
 
     @property
+    def step_factor(self) -> float:
+        """What the step size has to be multiplied by."""
+        return math.sqrt((self.rho or 1.0) / (1.0 - self.rho))
+
+    @property
     def slots(self) -> tuple[Slot, ...]:
-        """velocity, and average_gradient when centered; both scaled by 1 - rho."""
-        names = ("velocity", "average_gradient") if self.centered else ("velocity",)
-        return tuple(Slot(name, 1.0 - self.rho) for name in names)
+        """velocity*rho/(1 - rho), and average_gradient/(1 - rho) when centered."""
+        velocity = Slot("velocity", (1.0 - self.rho) / (self.rho or 1.0))
+        return (
+            (velocity, Slot("average_gradient", 1.0 - self.rho)) if self.centered else (velocity,)
+        )
 
     def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
         """None."""
@@ -155,27 +168,28 @@ class ScaleByRms:
     def update(
         self, update: Node, slots: Slots, _scalars: Slots, /
     ) -> tuple[Node, dict[str, Node]]:
-        """V' = rho*V + g²; A' = rho*A + g; g*rsqrt(V' - (1-rho)*A'² + epsilon/(1-rho))."""
-        velocity = g.add(g.mul(slots["velocity"], self.rho), g.mul(update, update))
+        """V' = (g² + V)*rho; A' = rho*A + g; g*rsqrt(V' - k*A'² + epsilon*rho/(1-rho))."""
+        decay = self.rho or 1.0
+        velocity = _accumulate(slots["velocity"], self.rho, g.mul(update, update))
         new = {"velocity": velocity}
         variance = velocity
         if self.centered:
             average = g.add(g.mul(slots["average_gradient"], self.rho), update)
             new["average_gradient"] = average
+            squared = g.mul(g.mul(average, average), decay * (1.0 - self.rho))
             # Never negative in exact arithmetic; rounding must not make it so.
-            squared = g.mul(g.mul(average, average), 1.0 - self.rho)
             variance = g.maximum(g.sub(velocity, squared), 0.0)
-        root = g.rsqrt(g.add(variance, self.epsilon / (1.0 - self.rho)))
+        root = g.rsqrt(g.add(variance, self.epsilon * decay / (1.0 - self.rho)))
         return g.mul(root, update), new
 
 
 @dataclass(frozen=True)
 class ScaleByAdam:
-    """m/(sqrt(v) + epsilon) times sqrt(1-beta_2)/(1-beta_1), then the bias-corrected step size.
+    """The whole of Adam but the addition: -alpha*m/(sqrt(v) + epsilon).
 
-    epsilon_inside: compute m/sqrt(v + epsilon²) instead, one pass where the exact form takes three.
-    The two agree but where sqrt(v) is near epsilon, so it is meant for epsilons far below the
-    gradients (1e-7); pass False for large ones.
+    epsilon_inside: compute m/sqrt(v + epsilon²) instead, one pass less. The two agree but where
+    sqrt(v) is near epsilon, so it is meant for epsilons far below the gradients (1e-7); pass False
+    for large ones.
     """
 
     beta_1: float = 0.9
@@ -189,32 +203,44 @@ class ScaleByAdam:
         _check_unit("beta_2", self.beta_2)
 
     @property
+    def _velocity_scale(self) -> float:
+        return (1.0 - self.beta_2) / (self.beta_2 or 1.0)
+
+    @property
     def slots(self) -> tuple[Slot, ...]:
-        """momentum/(1-beta_1), velocity/(1-beta_2), velocity_hat/(1-beta_2) with amsgrad."""
-        slots = (Slot("momentum", 1.0 - self.beta_1), Slot("velocity", 1.0 - self.beta_2))
-        return (*slots, Slot("velocity_hat", 1.0 - self.beta_2)) if self.amsgrad else slots
+        """momentum/(1-beta_1), velocity*beta_2/(1-beta_2), with amsgrad velocity_hat likewise."""
+        momentum = Slot("momentum", 1.0 - self.beta_1)
+        velocity = Slot("velocity", self._velocity_scale)
+        if self.amsgrad:
+            return momentum, velocity, Slot("velocity_hat", self._velocity_scale)
+        return momentum, velocity
 
     def host_scalars(self, learning_rate: float, iteration: int, /) -> dict[str, float]:
-        """step_size = -lr*sqrt(1 - beta_2^t)/(1 - beta_1^t) * (1-beta_1)/sqrt(1-beta_2)."""
+        """step_size = -lr*sqrt(1 - beta_2^t)/(1 - beta_1^t) * (1-beta_1)*sqrt(beta_2/(1-beta_2))."""
         t = iteration + 1
         corrected = math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
-        scale = (1.0 - self.beta_1) / math.sqrt(1.0 - self.beta_2)
+        scale = (1.0 - self.beta_1) / math.sqrt(self._velocity_scale)
         return {"step_size": -learning_rate * corrected * scale}
 
     def update(self, update: Node, slots: Slots, scalars: Slots, /) -> tuple[Node, dict[str, Node]]:
-        """M' = beta_1*M + g; V' = beta_2*V + g²; step_size*M'*rsqrt(V' + epsilon²/(1-beta_2))."""
+        """M' = beta_1*M + g; V' = (g² + V)*beta_2; step_size*M'*rsqrt(V' + epsilon²/scale)."""
         momentum = g.add(g.mul(slots["momentum"], self.beta_1), update)
-        velocity = g.add(g.mul(slots["velocity"], self.beta_2), g.mul(update, update))
+        velocity = _accumulate(slots["velocity"], self.beta_2, g.mul(update, update))
         new = {"momentum": momentum, "velocity": velocity}
         if self.amsgrad:
             velocity = g.maximum(slots["velocity_hat"], velocity)
             new["velocity_hat"] = velocity
         if self.epsilon_inside:
-            inverse = g.rsqrt(g.add(velocity, self.epsilon**2 / (1.0 - self.beta_2)))
+            inverse = g.rsqrt(g.add(velocity, self.epsilon**2 / self._velocity_scale))
         else:
             root = g.mul(g.rsqrt(velocity), velocity)
-            inverse = g.reciprocal(g.add(root, self.epsilon / math.sqrt(1.0 - self.beta_2)))
+            inverse = g.reciprocal(g.add(root, self.epsilon / math.sqrt(self._velocity_scale)))
         return g.mul(g.mul(inverse, momentum), scalars["step_size"]), new
+
+
+def _accumulate(previous: Node, decay: float, term: Node) -> Node:
+    """(term + previous)*decay, where `previous` has been decayed already."""
+    return g.mul(g.add(term, previous), decay) if decay else term
 
 
 def _check_unit(name: str, value: float, closed: bool = False) -> None:
