@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -158,7 +159,7 @@ class Program:
                 binaries = {u: archive.read(f"{u.name.lower()}.bin") for u in Unit}
         except FileNotFoundError:
             raise
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
             raise ProgramFileError(f"{path} is not a whole program file: {error}") from error
         if manifest.get("format") != "fpgrad program" or manifest.get("version") != FILE_VERSION:
             raise ProgramFileError(

@@ -1,0 +1,124 @@
+"""What a program costs on its machine: cycles by layer and phase, utilisation, memory, what a chip must have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from fpgrad.emulator.timing import cycles_per_step
+from fpgrad.formats.table import TABLED
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.instructions import CLASS_OF, Matrix, Unit, Vector
+from fpgrad.isa.layout import width
+from fpgrad.isa.program import Program
+from fpgrad.report import LayerRow, MemoryUse, Needs, StepSummary
+
+PHASES = ("forward", "backward", "gradient", "update")
+
+
+def machine_name(config: MachineConfig) -> str:
+    """A machine in a few words."""
+    tile, number = config.matrix.tile, config.vector.number
+    return (
+        f"{config.mac_lanes} MAC lanes: {tile.side}x{tile.side} tiles of {tile.mantissa_bits}-bit mantissas, "
+        f"fp{number.width} ({number.exponent_bits}-bit exponent, {number.mantissa_bits}-bit mantissa)"
+    )
+
+
+def layer_rows(program: Program, entry: str) -> list[LayerRow]:
+    """Busy cycles of matrix and vector unit by layer and phase, in program order."""
+    side = program.config.side
+    busy: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    e = program.entries[entry]
+    for unit, column in ((Unit.MATRIX, 0), (Unit.VECTOR, 1)):
+        for i in range(e.start[unit], e.stop[unit]):
+            instruction, note = program.units[unit][i], program.notes[unit][i]
+            phase = note.phase if note.phase in PHASES else "other"
+            if isinstance(instruction, Matrix):
+                cycles = instruction.n1 * instruction.n0 * instruction.k * side
+            else:
+                assert isinstance(instruction, Vector)
+                cycles = instruction.loops.n2 * instruction.loops.n1 * instruction.loops.n0
+            busy[note.layer, phase][column] += cycles
+    order = {name: i for i, name in enumerate(dict.fromkeys(layer for layer, _ in busy))}
+    keys = sorted(busy, key=lambda k: (order[k[0]], (*PHASES, "other").index(k[1])))
+    return [LayerRow(name=n, phase=p, matrix_cycles=busy[n, p][0], vector_cycles=busy[n, p][1]) for n, p in keys]
+
+
+def useful_macs(program: Program, entry: str) -> int:
+    """Multiply-accumulates of one step that the model asks for, padding left out."""
+    e = program.entries[entry]
+    notes = program.notes[Unit.MATRIX][e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]]
+    return sum(note.useful_macs for note in notes)
+
+
+def memories(program: Program) -> list[MemoryUse]:
+    """The machine's memories, in bits. Memories with two read ports are two copies."""
+    config, m = program.config, program.config.memory
+    row = config.side * config.vector.number.width
+    tile = config.side**2 * config.matrix.tile.mantissa_bits + config.vector.number.exponent_bits
+    spaces = {"vector": m.vector_rows, "inbox": m.inbox_rows, "outbox": m.outbox_rows, "tile": m.tiles}
+    copies = {"vector": 2, "inbox": 2, "outbox": 1, "tile": 2}
+    used: dict[str, int] = defaultdict(int)
+    for s in program.symbols:
+        used[s.space] = max(used[s.space], s.base + s.size)
+    uses = []
+    for space, depth in spaces.items():
+        bits = (tile if space == "tile" else row) * copies[space]
+        label = f"{space} memory" + (", two copies" if copies[space] == 2 else "")
+        uses.append(MemoryUse(name=label, used_bits=used[space] * bits, capacity_bits=depth * bits))
+    for unit in Unit:
+        bits = width(CLASS_OF[unit])
+        depth = getattr(config.control, unit.name.lower())
+        count = len(program.units.get(unit, ()))
+        uses.append(
+            MemoryUse(name=f"{unit.name.lower()} program", used_bits=count * bits, capacity_bits=depth * bits)
+        )
+    return uses
+
+
+def dsp_blocks(config: MachineConfig) -> tuple[int, str]:
+    """Multipliers that the machine takes, and on what the number rests."""
+    side = config.side
+    per_lane = 1 + config.vector.post_multiply
+    tabled = any(f in TABLED for f in config.vector.functions)
+    lanes = side * (per_lane + tabled)
+    note = (
+        f"{config.mac_lanes} for the matrix unit (one 18x18 block a lane; two lanes share a block where the target "
+        f"packs them) and {lanes} for the {side} vector lanes"
+    )
+    return config.mac_lanes + lanes, note
+
+
+def summarise(
+    program: Program,
+    *,
+    model: str = "model",
+    entry: str = "train",
+    clock_hz: float = 100e6,
+    saturations: Mapping[str, int] | None = None,
+) -> StepSummary:
+    """The cost of one step of ``entry``, counted by the cycle model in the steady state of a long run.
+
+    Raises:
+        ProgramError: no such entry.
+    """
+    uses = memories(program)
+    blocks, note = dsp_blocks(program.config)
+    return StepSummary(
+        model=model,
+        machine=machine_name(program.config),
+        batch_size=program.meta["functions"][entry]["batch_size"],
+        cycles=cycles_per_step(program, entry),
+        useful_macs=useful_macs(program, entry),
+        clock_hz=clock_hz,
+        layers=tuple(layer_rows(program, entry)),
+        memories=tuple(uses),
+        needs=Needs(
+            mac_lanes=program.config.mac_lanes,
+            on_chip_bits=sum(u.capacity_bits for u in uses),
+            dsp_blocks=blocks,
+            dsp_note=note,
+        ),
+        saturations=tuple((saturations or {}).items()),
+    )
