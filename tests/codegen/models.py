@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from fpgrad.graph import Function, Node, evaluate, verify
 from fpgrad.graph import builder as g
-from fpgrad.transform import MetricTerm, build_evaluation, build_prediction, build_training, lower
-from fpgrad.transform import losses, metrics, optimizers
+from fpgrad.transform import (
+    MetricTerm,
+    build_evaluation,
+    build_prediction,
+    build_training,
+    losses,
+    lower,
+    metrics,
+    optimizers,
+)
 
 Activation = Callable[[Node], Node]
 
 
-def forward(n: int, dims: Sequence[int], hidden: Activation = g.relu, last: Activation = g.softmax) -> Function:
+def forward(
+    n: int, dims: Sequence[int], hidden: Activation = g.relu, last: Activation = g.softmax
+) -> Function:
     """A dense network: ``dims`` are the widths from input to output."""
     x = g.batch_input("x", (n, dims[0]))
     h, states = x, []
-    for i, (inputs, outputs) in enumerate(zip(dims, dims[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(dims)):
         w = g.state(f"dense{i}/kernel", (inputs, outputs), trainable=True)
         b = g.state(f"dense{i}/bias", (1, outputs), trainable=True)
         states += [w, b]
@@ -30,7 +41,7 @@ def forward(n: int, dims: Sequence[int], hidden: Activation = g.relu, last: Acti
     return verify(Function("forward", (x,), tuple(states), (("out", h),)), "forward")
 
 
-def functions(model: Function, loss=None, optimizer=None, accuracy=None) -> dict[str, Function]:  # noqa: ANN001
+def functions(model: Function, loss=None, optimizer=None, accuracy=None) -> dict[str, Function]:
     """train, evaluate and predict of a forward function."""
     loss = loss or losses.SparseCategoricalCrossentropy(from_logits=False)
     optimizer = optimizer or optimizers.sgd()
@@ -43,16 +54,25 @@ def functions(model: Function, loss=None, optimizer=None, accuracy=None) -> dict
 
 
 def float_train(
-    function: Function, states: dict[str, np.ndarray], data: dict[str, np.ndarray], order: np.ndarray, scalars: dict
+    function: Function,
+    states: dict[str, np.ndarray],
+    data: dict[str, np.ndarray],
+    order: np.ndarray,
+    scalars: dict,
 ) -> dict[str, np.ndarray]:
     """The states after training in float64 by the graph's own meaning."""
     states = dict(states)
     for i, batch in enumerate(order):
         real = (batch >= 0)[:, None]
-        inputs = {k: np.where(real, np.asarray(v, float).reshape(len(v), -1)[batch], 0.0) for k, v in data.items()}
+        inputs = {
+            k: np.where(real, np.asarray(v, float).reshape(len(v), -1)[batch], 0.0)
+            for k, v in data.items()
+        }
         inputs |= {k: np.full((1, 1), float(v[i])) for k, v in scalars.items()}
         wanted = {node.name: inputs[node.name] for node in function.inputs}
-        _, new = evaluate(function, wanted, {node.name: states[node.name] for node in function.states})
+        _, new = evaluate(
+            function, wanted, {node.name: states[node.name] for node in function.states}
+        )
         states.update(new)
     return states
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.codegen.models import float_train, forward, functions, g, losses, metrics, optimizers
 
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.formats import AccumulatorFormat, FloatFormat, TableFormat, TileFormat
@@ -11,7 +12,6 @@ from fpgrad.host.session import Session
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.reference import ReferenceExecutor
 from fpgrad.transform import L1L2, build_training, lower
-from tests.codegen.models import float_train, forward, functions, g, losses, metrics, optimizers
 
 
 def wide(side: int = 16) -> Machine:
@@ -21,7 +21,18 @@ def wide(side: int = 16) -> Machine:
     return Machine(MachineConfig(matrix, vector, MemoryConfig(dram_words_per_cycle=min(16, side))))
 
 
-def check(fs, optimizer, n, features, samples=None, steps=3, side=16, target=None, tolerance=4e-3, wide_machine=None):  # noqa: ANN001
+def check(
+    fs,
+    optimizer,
+    n,
+    features,
+    samples=None,
+    steps=3,
+    side=16,
+    target=None,
+    tolerance=4e-3,
+    wide_machine=None,
+):
     """Train on the reference executor and in float64; every state must agree."""
     rng = np.random.default_rng(1)
     samples = samples or n * 2 + 1
@@ -44,32 +55,40 @@ def check(fs, optimizer, n, features, samples=None, steps=3, side=16, target=Non
     states = {}
     for name, info in program.meta["states"].items():
         parameter = info["role"] == "parameter"
-        states[name] = rng.normal(size=info["shape"]) * 0.4 if parameter else np.zeros(info["shape"])
+        states[name] = (
+            rng.normal(size=info["shape"]) * 0.4 if parameter else np.zeros(info["shape"])
+        )
         if "variance" in name:
             states[name] = np.ones(info["shape"])
     session.write_states(states)
     known = {i["name"] for f in program.meta["functions"].values() for i in f["inputs"]}
-    known |= {c for f in program.meta["functions"].values() for group in f["columns"] for c in group}
+    known |= {
+        c for f in program.meta["functions"].values() for group in f["columns"] for c in group
+    }
     uploaded = session.upload({k: v for k, v in data.items() if k in known})
     sums = session.train(uploaded, order, scalars, np.arange(steps, dtype=np.uint64))
     wanted = float_train(fs["train"], states, data, order, scalars)
     got = session.read_states()
     for name, info in program.meta["states"].items():
         if info["role"] == "metric":
-            assert sums[name] == pytest.approx(wanted[name].sum(), rel=tolerance, abs=tolerance), name
+            assert sums[name] == pytest.approx(wanted[name].sum(), rel=tolerance, abs=tolerance), (
+                name
+            )
         else:
             scale = max(1e-3, np.abs(wanted[name]).max())
             assert np.abs(got[name] - wanted[name]).max() < tolerance * scale, name
     return session, uploaded, order
 
 
-def labels(classes):  # noqa: ANN001
+def labels(classes):
     return lambda rng, n: rng.integers(0, classes, n).astype(float)
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
-@pytest.mark.parametrize(("n", "dims"), [(2, (1, 3, 2)), (5, (3, 20, 7)), (16, (16, 16, 16)), (33, (20, 5, 20))])
-def test_shapes(n, dims, side):  # noqa: ANN001
+@pytest.mark.parametrize(
+    ("n", "dims"), [(2, (1, 3, 2)), (5, (3, 20, 7)), (16, (16, 16, 16)), (33, (20, 5, 20))]
+)
+def test_shapes(n, dims, side):
     adam = optimizers.adam()
     fs = functions(forward(n, dims), optimizer=adam, accuracy=metrics.SparseCategoricalAccuracy())
     check(fs, adam, n, dims[0], side=side, target=labels(dims[-1]), tolerance=0.02)
@@ -90,7 +109,7 @@ def test_shapes(n, dims, side):  # noqa: ANN001
     ],
     ids=lambda o: o.name,
 )
-def test_optimizers(optimizer):  # noqa: ANN001
+def test_optimizers(optimizer):
     fs = functions(forward(16, (8, 20, 5)), optimizer=optimizer)
     check(fs, optimizer, 16, 8, target=labels(5), tolerance=0.03)
 
@@ -104,16 +123,16 @@ def test_optimizers(optimizer):  # noqa: ANN001
         lambda x: g.unary("softplus", x), lambda x: x,
     ],
 )  # fmt: skip
-def test_activations(activation):  # noqa: ANN001
+def test_activations(activation):
     fs = functions(forward(20, (8, 20, 5), hidden=activation))
     check(fs, optimizers.sgd(), 20, 8, target=labels(5), tolerance=0.02)
 
 
-def one_hot(classes):  # noqa: ANN001
+def one_hot(classes):
     return lambda rng, n: np.eye(classes)[rng.integers(0, classes, n)]
 
 
-def uniform(width):  # noqa: ANN001
+def uniform(width):
     return lambda rng, n: rng.uniform(0, 1, (n, width))
 
 
@@ -122,7 +141,12 @@ def uniform(width):  # noqa: ANN001
     [
         (losses.SparseCategoricalCrossentropy(from_logits=True), lambda x: x, 20, labels(20)),
         (losses.CategoricalCrossentropy(from_logits=False), g.softmax, 20, one_hot(20)),
-        (losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), lambda x: x, 3, one_hot(3)),
+        (
+            losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+            lambda x: x,
+            3,
+            one_hot(3),
+        ),
         (losses.CategoricalCrossentropy(from_logits=False), g.sigmoid, 3, one_hot(3)),
         (losses.BinaryCrossentropy(from_logits=False), g.sigmoid, 1, labels(2)),
         (losses.BinaryCrossentropy(from_logits=True), lambda x: x, 5, uniform(5)),
@@ -132,7 +156,7 @@ def uniform(width):  # noqa: ANN001
         (losses.Huber(0.3), g.tanh, 3, uniform(3)),
     ],
 )
-def test_losses(loss, last, width, target):  # noqa: ANN001
+def test_losses(loss, last, width, target):
     fs = functions(forward(18, (8, 12, width), last=last), loss=loss)
     check(fs, optimizers.sgd(), 18, 8, target=target, tolerance=0.02)
 
@@ -140,8 +164,8 @@ def test_losses(loss, last, width, target):  # noqa: ANN001
 @pytest.mark.parametrize("n", [16, 20])
 @pytest.mark.parametrize("width", [1, 3, 16, 20])
 @pytest.mark.parametrize("layer", ["batch_norm", "layer_norm"])
-def test_normalisation(layer, width, n):  # noqa: ANN001
-    def norm(x):  # noqa: ANN001, ANN202
+def test_normalisation(layer, width, n):
+    def norm(x):
         f = x.shape[1]
         gamma = g.state("norm/gamma", (1, f), trainable=True)
         beta = g.state("norm/beta", (1, f), trainable=True)
@@ -166,7 +190,7 @@ def test_joins():
         b = g.relu(g.matmul(x, v))
     with g.naming("c"):
         out = g.softmax(g.matmul(g.concat(a, x, b), u))
-    from fpgrad.graph import Function  # noqa: PLC0415
+    from fpgrad.graph import Function
 
     model = Function("forward", (x,), (w, v, u), (("out", out),))
     check(functions(model), optimizers.sgd(), 20, 8, target=labels(3), tolerance=0.02)

@@ -62,7 +62,9 @@ def place(spans: dict[Buffer, tuple[int, int]], floor: int) -> int:
     for buffer in sorted(spans, key=lambda b: (-b.size, spans[b])):
         first, last = spans[buffer]
         rivals = sorted(
-            (b.base or 0, (b.base or 0) + b.size) for b in placed if spans[b][0] <= last and spans[b][1] >= first
+            (b.base or 0, (b.base or 0) + b.size)
+            for b in placed
+            if spans[b][0] <= last and spans[b][1] >= first
         )
         at = align_up(floor, buffer.align)
         for low, high in rivals:

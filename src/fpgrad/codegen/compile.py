@@ -38,7 +38,9 @@ class Machine:
     fixed: bool = False
 
 
-def compile_functions(functions: Mapping[str, GraphFunction], machine: Machine | None = None) -> Program:
+def compile_functions(
+    functions: Mapping[str, GraphFunction], machine: Machine | None = None
+) -> Program:
     """Compile the functions of a model, which share its states, into one program.
 
     Args:
@@ -65,8 +67,7 @@ def compile_functions(functions: Mapping[str, GraphFunction], machine: Machine |
     vector_floor, tile_floor = place_persistent(keep)
 
     need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
-    emitter = Emitter(config.vector.number)
-    emitter.side = config.side
+    emitter = Emitter(config.vector.number, config.side)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
@@ -79,13 +80,21 @@ def compile_functions(functions: Mapping[str, GraphFunction], machine: Machine |
 
     control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
-        config = fitted(config, need, control, [s for steps in (*lists, *house) for s in steps.steps])
+        config = fitted(
+            config, need, control, [s for steps in (*lists, *house) for s in steps.steps]
+        )
     check_fit(config, need, control)
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
     for name, selector in selected.items():
-        symbols += [symbol(s.buffer, s.grid, s.kind, s.transposed, f"{name}: ") for s in selector.stored.values()]
-        symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ") for q in selector.quantised.values()]
+        symbols += [
+            symbol(s.buffer, s.grid, s.kind, s.transposed, f"{name}: ")
+            for s in selector.stored.values()
+        ]
+        symbols += [
+            symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ")
+            for q in selector.quantised.values()
+        ]
     return Program(
         config,
         {u: tuple(i) for u, i in emitter.units.items()},
@@ -110,7 +119,9 @@ def place_persistent(keep: Persistent) -> tuple[int, int]:
     states = sorted(keep.states.items(), key=lambda item: keep.roles[item[0]] == "metric")
     rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
     rows = lay_out(keep.constant_rows, rows)
-    rows = lay_out([s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side))
+    rows = lay_out(
+        [s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side)
+    )
     tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
     return align_up(rows, keep.side), tiles
@@ -133,17 +144,44 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
         size = min(CHUNK, rows - first)
         inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
         target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
-        load = VectorStep((1, 1, size), Access(inbox, s0=1), target=target, layer="states", phase="load", text="load")
-        store = VectorStep((1, 1, size), source, target=Access(outbox, s0=1), layer="states", phase="store", text="store")
-        lists.append(StepList(f"load/{i}", [load], [LoadStep(inbox, "image", 1, size, offset=first)]))
-        lists.append(StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)]))
+        load = VectorStep(
+            (1, 1, size),
+            Access(inbox, s0=1),
+            target=target,
+            layer="states",
+            phase="load",
+            text="load",
+        )
+        store = VectorStep(
+            (1, 1, size),
+            source,
+            target=Access(outbox, s0=1),
+            layer="states",
+            phase="store",
+            text="store",
+        )
+        lists.append(
+            StepList(f"load/{i}", [load], [LoadStep(inbox, "image", 1, size, offset=first)])
+        )
+        lists.append(
+            StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)])
+        )
     lists.append(StepList("quantise", [requantise(keep, s, q) for s, q in quantised_states(keep)]))
     first, size = metric_rows(keep)
     if size:
         outbox = Buffer("metrics out", "outbox", size)
         area = Access(image, s0=1, offset=first)
-        zero = VectorStep((1, 1, size), Source.ZERO, target=area, layer="metrics", phase="reset", text="reset")
-        read = VectorStep((1, 1, size), area, target=Access(outbox, s0=1), layer="metrics", phase="store", text="read")
+        zero = VectorStep(
+            (1, 1, size), Source.ZERO, target=area, layer="metrics", phase="reset", text="reset"
+        )
+        read = VectorStep(
+            (1, 1, size),
+            area,
+            target=Access(outbox, s0=1),
+            layer="metrics",
+            phase="store",
+            text="read",
+        )
         lists.append(StepList("reset", [zero]))
         lists.append(StepList("metrics", [read], [], [StoreStep(outbox, "metrics", size)]))
     return lists
@@ -166,7 +204,9 @@ def requantise(keep: Persistent, stored: Stored, q: Quantised) -> VectorStep:
         source = Access(stored.buffer, s1=1)
         loops = (1, grid.m * grid.j, t if stored.buffer in keep.constant_rows else 1)
         tile = Access(q.buffer, s1=1)
-    return VectorStep(loops, source, tile=tile, layer=stored.buffer.name, phase="load", text="quantise")
+    return VectorStep(
+        loops, source, tile=tile, layer=stored.buffer.name, phase="load", text="quantise"
+    )
 
 
 def fitted(
@@ -206,11 +246,16 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
     ]
     if short:
         raise MemoryCapacityError(
-            "the model does not fit the machine: " + "; ".join(short) + ". A smaller batch size, narrower layers "
+            "the model does not fit the machine: "
+            + "; ".join(short)
+            + ". A smaller batch size, narrower layers "
             "or an optimizer with fewer moments (SGD) need less; or raise the machine's memory"
         )
-    few = [f"control.{k}: {n} needed, {getattr(config.control, k)} there" for k, n in control.items()
-           if n > getattr(config.control, k)]
+    few = [
+        f"control.{k}: {n} needed, {getattr(config.control, k)} there"
+        for k, n in control.items()
+        if n > getattr(config.control, k)
+    ]
     if few:
         raise ConfigError("the program does not fit the instruction memories: " + "; ".join(few))
     if config.memory.vector_rows > 1 << 20 or config.memory.inbox_rows > 1 << 20:
@@ -220,14 +265,21 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
         )
 
 
-def symbol(buffer: Buffer, grid: Grid, kind: str, transposed: bool = False, prefix: str = "") -> Symbol:
+def symbol(
+    buffer: Buffer, grid: Grid, kind: str, transposed: bool = False, prefix: str = ""
+) -> Symbol:
     """A tensor's entry in the symbol table."""
     name = buffer.name if buffer.persistent else prefix + buffer.name
-    return Symbol(name, buffer.place, buffer.base or 0, buffer.size, grid.rows, grid.columns, kind, transposed)
+    return Symbol(
+        name, buffer.place, buffer.base or 0, buffer.size, grid.rows, grid.columns, kind, transposed
+    )
 
 
 def describe(
-    functions: Mapping[str, GraphFunction], selected: Mapping[str, Selector], keep: Persistent, rows: int
+    functions: Mapping[str, GraphFunction],
+    selected: Mapping[str, Selector],
+    keep: Persistent,
+    rows: int,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values."""
     first, size = metric_rows(keep)
@@ -237,8 +289,13 @@ def describe(
         "chunk_rows": CHUNK,
         "metrics": [first, size],
         "states": {
-            name: {"base": s.buffer.base, "rows": s.buffer.size, "kind": s.kind, "shape": [s.grid.rows, s.grid.columns],
-                   "role": keep.roles[name]}
+            name: {
+                "base": s.buffer.base,
+                "rows": s.buffer.size,
+                "kind": s.kind,
+                "shape": [s.grid.rows, s.grid.columns],
+                "role": keep.roles[name],
+            }
             for name, s in keep.states.items()
         },
         "constants": [[b.base, values.tolist()] for b, values in keep.constant_rows.items()],
@@ -250,7 +307,9 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
     """Inputs and outputs of one entry."""
     batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
     if not batch and not selector.columns:
-        raise GraphError(f"{function.name}: a function must have an input of kind 'batch' or 'column'")
+        raise GraphError(
+            f"{function.name}: a function must have an input of kind 'batch' or 'column'"
+        )
     t = selector.t
     columns = [n.name for n in selector.columns]
     return {
@@ -270,5 +329,3 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
             for name, s in selector.sent.items()
         ],
     }
-
-

@@ -11,10 +11,22 @@ when so many rows lie between the two that the pipeline has passed them on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 from fpgrad.codegen.schedule import transposed
-from fpgrad.codegen.steps import Access, Buffer, Limit, LoadStep, MatrixStep, Scalar, StepList, Value, VectorStep
+from fpgrad.codegen.steps import (
+    Access,
+    Buffer,
+    Limit,
+    LoadStep,
+    MatrixStep,
+    Scalar,
+    StepList,
+    Value,
+    VectorStep,
+)
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import FloatFormat, from_float
 from fpgrad.isa.instructions import (
@@ -43,6 +55,9 @@ from fpgrad.isa.program import Entry, Note
 #: reading a row to its result being readable. The gateware's benches check that it is enough.
 HAZARD_ROWS = 32
 
+#: Tokens by unit name, for each vector instruction.
+Counts: TypeAlias = list[dict[str, int]]
+
 SPACE = {"vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX}
 OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED}
 
@@ -50,8 +65,9 @@ OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED
 class Emitter:
     """Collects the instructions of a program, entry by entry."""
 
-    def __init__(self, number: FloatFormat) -> None:
+    def __init__(self, number: FloatFormat, side: int) -> None:
         self.number = number
+        self.side = side
         self.units: dict[Unit, list[Instruction]] = {u: [] for u in Unit}
         self.notes: dict[Unit, list[Note]] = {u: [] for u in Unit}
 
@@ -66,8 +82,8 @@ class Emitter:
         vector = [self.vector(step, scalar_index) for step in steps.steps]
         fences = hazards(steps.steps)
         vector = [replace(v, fence=int(f)) for v, f in zip(vector, fences, strict=True)]
-        waits: list[dict[str, int]] = [{} for _ in vector]
-        signals: list[dict[str, int]] = [{} for _ in vector]
+        waits: Counts = [{} for _ in vector]
+        signals: Counts = [{} for _ in vector]
 
         loads = sorted(steps.loads, key=lambda x: uses(steps.steps, x.buffer))
         self.loads(loads, steps.steps, waits, signals, register)
@@ -75,12 +91,20 @@ class Emitter:
         self.stores(steps, waits, signals, register)
 
         for step, v, w, s in zip(steps.steps, vector, waits, signals, strict=True):
-            self.add(Unit.VECTOR, replace(v, wait=Tokens(**w), signal=Tokens(**s)), step.layer, step.phase, step.text)
+            self.add(
+                Unit.VECTOR,
+                replace(v, wait=Tokens(**w), signal=Tokens(**s)),
+                step.layer,
+                step.phase,
+                step.text,
+            )
         tokens = [[0] * 4 for _ in range(4)]
         tokens[Unit.VECTOR][Unit.LOAD] = len(loads)
         tokens[Unit.STORE][Unit.VECTOR] = len(steps.stores)
         if len(registers) > 16:
-            raise GraphError(f"{steps.name}: {len(registers)} arrays in external memory, a program can name 16")
+            raise GraphError(
+                f"{steps.name}: {len(registers)} arrays in external memory, a program can name 16"
+            )
         return Entry(start, self.position(), tuple(tuple(r) for r in tokens), tuple(registers))  # type: ignore[arg-type]
 
     def position(self) -> tuple[int, int, int, int]:
@@ -88,12 +112,21 @@ class Emitter:
         load, matrix, vector, store = (len(self.units[u]) for u in Unit)
         return load, matrix, vector, store
 
-    def add(self, unit: Unit, instruction: Instruction, layer: str, phase: str, text: str, macs: int = 0) -> None:
+    def add(
+        self, unit: Unit, instruction: Instruction, layer: str, phase: str, text: str, macs: int = 0
+    ) -> None:
         """Append an instruction and its note."""
         self.units[unit].append(instruction)
         self.notes[unit].append(Note(layer, phase, text, macs))
 
-    def loads(self, loads: list[LoadStep], steps: list[VectorStep], waits, signals, register) -> None:  # noqa: ANN001
+    def loads(
+        self,
+        loads: list[LoadStep],
+        steps: list[VectorStep],
+        waits: Counts,
+        signals: Counts,
+        register: Callable[[str], int],
+    ) -> None:
         """Loads in the order of their first use; each waits until the buffer's last step has read it."""
         taken = 0
         done = -1
@@ -110,21 +143,28 @@ class Emitter:
                 index = DramAddress(register(load.index), 0, -(-load.groups // self.side))
             address = DramAddress(register(load.base), load.offset, load.step_stride)
             instruction = Load(
-                load.groups, load.rows, address, load.rows, int(load.index is not None), index, base(load.buffer),
-                Tokens(vector=1), Tokens(vector=1),
+                load.groups,
+                load.rows,
+                address,
+                load.rows,
+                int(load.index is not None),
+                index,
+                base(load.buffer),
+                Tokens(vector=1),
+                Tokens(vector=1),
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
 
-    side: int = 16
-
-    def matrices(self, steps: list[VectorStep], signals) -> None:  # noqa: ANN001
+    def matrices(self, steps: list[VectorStep], signals: Counts) -> None:
         """Products in the order of the passes that take them, each after the pass that wrote its tiles."""
         written: dict[Buffer, int] = {}
         seen = -1
         for i, step in enumerate(steps):
             m = step.matrix
             if m is not None:
-                needed = max(written.get(m.streamed.buffer, -1), written.get(m.stationary.buffer, -1))
+                needed = max(
+                    written.get(m.streamed.buffer, -1), written.get(m.stationary.buffer, -1)
+                )
                 wait = Tokens()
                 if needed > seen:
                     signals[needed]["matrix"] = signals[needed].get("matrix", 0) + 1
@@ -133,7 +173,13 @@ class Emitter:
             if step.tile is not None:
                 written[step.tile.buffer] = i
 
-    def stores(self, steps: StepList, waits, signals, register) -> None:  # noqa: ANN001
+    def stores(
+        self,
+        steps: StepList,
+        waits: Counts,
+        signals: Counts,
+        register: Callable[[str], int],
+    ) -> None:
         """Each store after the last step that writes its buffer; the first that writes waits for the last store."""
         order = sorted(steps.stores, key=lambda x: uses(steps.steps, x.buffer)[1])
         given = 0
@@ -145,7 +191,9 @@ class Emitter:
                 given = i + 1
             signals[last]["store"] = signals[last].get("store", 0) + 1
             address = DramAddress(register(store.base), store.offset, store.step_stride)
-            instruction = Store(store.rows, base(store.buffer), address, Tokens(vector=1), Tokens(vector=1))
+            instruction = Store(
+                store.rows, base(store.buffer), address, Tokens(vector=1), Tokens(vector=1)
+            )
             self.add(Unit.STORE, instruction, store.base, "store", store.base)
 
     # Single instructions ------------------------------------------------------------------------
@@ -162,7 +210,11 @@ class Emitter:
                 if value not in streams:
                     streams.append(value)
                 return (Source.P0, Source.P1)[streams.index(value)]
-            item = self.scalar(value, scalar_index) if isinstance(value, Scalar) else self.immediate(value, step)
+            item = (
+                self.scalar(value, scalar_index)
+                if isinstance(value, Scalar)
+                else self.immediate(value, step)
+            )
             if item not in immediates:
                 immediates.append(item)
             return (Source.I0, Source.I1)[immediates.index(item)]
@@ -180,8 +232,25 @@ class Emitter:
             w = step.tile
             tile = TileTarget(1, base(w.buffer) + w.offset, w.s2, w.s1)
         return Vector(
-            OPS[step.op], Loops(*step.loops), p0, p1, a, b, c, d, int(step.negate_product), int(step.negate_c),
-            step.alu, step.function, int(step.reduce), i0, i1, mask(step.row_limit), mask(step.lane_limit), target, tile,
+            OPS[step.op],
+            Loops(*step.loops),
+            p0,
+            p1,
+            a,
+            b,
+            c,
+            d,
+            int(step.negate_product),
+            int(step.negate_c),
+            step.alu,
+            step.function,
+            int(step.reduce),
+            i0,
+            i1,
+            mask(step.row_limit),
+            mask(step.lane_limit),
+            target,
+            tile,
         )
 
     def scalar(self, value: Scalar, index: dict[str, int]) -> Immediate:
@@ -192,7 +261,9 @@ class Emitter:
         """A constant, rounded to the machine's format."""
         code, saturated = from_float(self.number, value)
         if bool(saturated) or (int(code) == 0 and value != 0):
-            raise GraphError(f"{step.layer}: the constant {value!r} is outside the range of the machine's numbers")
+            raise GraphError(
+                f"{step.layer}: the constant {value!r} is outside the range of the machine's numbers"
+            )
         return Immediate(0, int(code))
 
 
@@ -209,7 +280,9 @@ def base(buffer: Buffer) -> int:
 
 def stream(a: Access) -> RowStream:
     """A memory stream of the vector unit."""
-    return RowStream(SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, a.s2, a.s1, a.s0)
+    return RowStream(
+        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, a.s2, a.s1, a.s0
+    )
 
 
 def mask(limit: Limit) -> Mask:

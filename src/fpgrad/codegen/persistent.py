@@ -27,7 +27,9 @@ class Persistent:
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
     constant_rows: dict[Buffer, NDArray[np.float64]] = field(default_factory=dict)
-    constant_tiles: dict[tuple[bytes, tuple[int, int]], tuple[Stored, Quantised]] = field(default_factory=dict)
+    constant_tiles: dict[tuple[bytes, tuple[int, int]], tuple[Stored, Quantised]] = field(
+        default_factory=dict
+    )
 
     def grid(self, node: Node) -> Grid:
         """The node's shape in tiles."""
@@ -38,7 +40,9 @@ class Persistent:
         known = self.states.get(node.name)
         if known is not None:
             if (known.grid.rows, known.grid.columns) != node.shape:
-                raise GraphError(f"state {node.name!r} has shape {node.shape} here and another elsewhere")
+                raise GraphError(
+                    f"state {node.name!r} has shape {node.shape} here and another elsewhere"
+                )
             return known
         grid = self.grid(node)
         align = self.side if grid.kind == "tiles" else 1
@@ -52,7 +56,9 @@ class Persistent:
         if node.name not in self.state_tiles:
             grid = self.grid(node)
             buffer = Buffer(node.name, "tile", grid.tile_count, persistent=True)
-            self.state_tiles[node.name] = Quantised(buffer, grid, grid.columns == 1 and grid.rows > 1)
+            self.state_tiles[node.name] = Quantised(
+                buffer, grid, grid.columns == 1 and grid.rows > 1
+            )
         return self.state_tiles[node.name]
 
     def constant(self, node: Node, by_rows: bool = False) -> Stored:
@@ -72,7 +78,9 @@ class Persistent:
                 padded[: node.shape[0], : node.shape[1]] = node.value
                 rows[:] = padded.reshape(grid.m, t, grid.j, t).transpose(0, 2, 1, 3).reshape(-1, t)
             align = 1 if grid.kind != "tiles" and not by_rows else t
-            buffer = Buffer(f"constant {len(self.constants)}", "vector", len(rows), align, persistent=True)
+            buffer = Buffer(
+                f"constant {len(self.constants)}", "vector", len(rows), align, persistent=True
+            )
             self.constant_rows[buffer] = rows
             self.constants[key] = Stored(buffer, grid, grid.kind)
         return self.constants[key]

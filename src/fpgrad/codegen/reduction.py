@@ -24,13 +24,13 @@ WAYS = 4
 ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
 
 
-def match(node: Node, single: Callable[[Node], bool], side: int) -> Match:
+def match(node: Node, single: Callable[[Node], bool]) -> Match:
     """A reduction's operands: a product is folded into a sum, so that a dot product is one pass."""
     (x,) = node.inputs
     long_enough = node.attrs["axis"] == 0 or x.shape[1] >= WAYS
     fits = all(y.shape == x.shape and y.op not in ("matmul", "uniform") for y in x.inputs)
     if node.op == "reduce_sum" and x.op == "mul" and single(x) and long_enough and fits:
-        (m, *_) = [p for p in products(x)]
+        m = next(products(x))
         return Match(m.a, m.b, negate_product=m.negate_product, absorbed=(x,))
     return Match(x)
 
@@ -62,9 +62,13 @@ def combine(selector: Selector, node: Node, partial: Buffer, groups: int, lanes:
     _emit(
         selector,
         node,
-        VectorStep(loops, first, c=second, alu=alu, lane_limit=lanes, target=Access(half, s2=2, s0=1)),
+        VectorStep(
+            loops, first, c=second, alu=alu, lane_limit=lanes, target=Access(half, s2=2, s0=1)
+        ),
     )
-    last = VectorStep((1, groups, 1), Access(half, s1=2), c=Access(half, s1=2, offset=1), alu=alu, text=node.op)
+    last = VectorStep(
+        (1, groups, 1), Access(half, s1=2), c=Access(half, s1=2, offset=1), alu=alu, text=node.op
+    )
     selector.finish(node, last, None, Walk.NORMAL)
 
 
@@ -85,14 +89,22 @@ def along_features(selector: Selector, node: Node, m: Match, shape: tuple[int, i
         return
     partial = Buffer(f"{node.name} partial", "vector", groups * WAYS)
     step = VectorStep(
-        (groups, 1, features), a, b, alu=alu, negate_product=m.negate_product, reduce=True, lane_limit=lanes
+        (groups, 1, features),
+        a,
+        b,
+        alu=alu,
+        negate_product=m.negate_product,
+        reduce=True,
+        lane_limit=lanes,
     )
     step.target = Access(partial, s2=WAYS, s0=1)
     _emit(selector, node, step)
     combine(selector, node, partial, groups, lanes)
 
 
-def chain(selector: Selector, node: Node, a: Value, features: int, groups: int, lanes: Limit) -> None:
+def chain(
+    selector: Selector, node: Node, a: Value, features: int, groups: int, lanes: Limit
+) -> None:
     """One to three features: add row to row."""
     assert isinstance(a, Access)
 
@@ -110,7 +122,9 @@ def chain(selector: Selector, node: Node, a: Value, features: int, groups: int, 
     if features == 1:
         last = VectorStep((1, groups, 1), so_far, text=node.op)
     else:
-        last = VectorStep((1, groups, 1), so_far, c=feature(features - 1), alu=ALU[node.op], text=node.op)
+        last = VectorStep(
+            (1, groups, 1), so_far, c=feature(features - 1), alu=ALU[node.op], text=node.op
+        )
     selector.finish(node, last, None, Walk.NORMAL)
 
 
@@ -132,14 +146,19 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
     lanes = Limit(2, columns % t) if columns % t else Limit()
     alu = ALU[node.op]
     partial = Buffer(f"{node.name} partial", "vector", grid.j * grid.m * WAYS)
-    step = VectorStep((grid.j, grid.m, t), a, b, alu=alu, negate_product=m.negate_product, reduce=True)
+    step = VectorStep(
+        (grid.j, grid.m, t), a, b, alu=alu, negate_product=m.negate_product, reduce=True
+    )
     step.lane_limit = lanes
     step.target = Access(partial, s2=WAYS * grid.m, s1=WAYS, s0=1)
     _emit(selector, node, step)
     if grid.m > 1:
         fewer = Buffer(f"{node.name} partial sums", "vector", grid.j * WAYS)
         step = VectorStep(
-            (grid.j, 1, grid.m * WAYS), Access(partial, s2=WAYS * grid.m, s0=1), alu=alu, reduce=True
+            (grid.j, 1, grid.m * WAYS),
+            Access(partial, s2=WAYS * grid.m, s0=1),
+            alu=alu,
+            reduce=True,
         )
         step.lane_limit = lanes
         step.target = Access(fewer, s2=WAYS, s0=1)
@@ -172,11 +191,17 @@ def across_lanes(selector: Selector, node: Node, m: Match, x: Node) -> None:
     while rows > 1:
         half = rows // 2
         fewer = Buffer(f"{node.name} terms", "vector", rows - half)
-        step = VectorStep((1, half, 1), Access(products_row, s1=1), c=Access(products_row, s1=1, offset=rows - half))
+        step = VectorStep(
+            (1, half, 1),
+            Access(products_row, s1=1),
+            c=Access(products_row, s1=1, offset=rows - half),
+        )
         step.alu, step.target = alu, Access(fewer, s1=1)
         _emit(selector, node, step)
         if rows % 2:
-            middle = VectorStep((1, 1, 1), Access(products_row, offset=half), target=Access(fewer, offset=half))
+            middle = VectorStep(
+                (1, 1, 1), Access(products_row, offset=half), target=Access(fewer, offset=half)
+            )
             _emit(selector, node, middle)
         products_row, rows = fewer, rows - half
     tile = Buffer(f"{node.name} lanes", "vector", t, t)

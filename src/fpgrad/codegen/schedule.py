@@ -62,7 +62,9 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
         else:
             for p in prologue:
                 item.before.setdefault(p, 0)
-        if Source.RANDOM in step.operands:  # the generators are a sequence: keep the order of their users
+        if (
+            Source.RANDOM in step.operands
+        ):  # the generators are a sequence: keep the order of their users
             if random is not None:
                 item.before.setdefault(random, 0)
             random = item
@@ -83,7 +85,11 @@ def reads_itself(step: VectorStep, buffer: Buffer) -> bool:
 def partial(step: VectorStep, buffer: Buffer) -> bool:
     """Whether a step writes only a part of a buffer."""
     target = step.target
-    return target is not None and target.buffer is buffer and (target.offset > 0 or step.rows < buffer.size)
+    return (
+        target is not None
+        and target.buffer is buffer
+        and (target.offset > 0 or step.rows < buffer.size)
+    )
 
 
 def products(step: VectorStep, t: int) -> int:
@@ -143,7 +149,11 @@ def timing(item: Item, vector_free: int, matrix_free: int, t: int) -> tuple[int,
 
 def streaming_ready(before: Item, item: Item, latency: int) -> int:
     """When ``item`` may start after ``before``: a long pass may be followed row by row."""
-    if latency == ROW_LATENCY and before.step.loops == item.step.loops and not transposed(item.step):
+    if (
+        latency == ROW_LATENCY
+        and before.step.loops == item.step.loops
+        and not transposed(item.step)
+    ):
         return before.start + max(before.step.rows, latency)
     return before.end + latency
 

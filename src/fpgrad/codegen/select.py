@@ -11,10 +11,21 @@ from collections import Counter
 from dataclasses import replace
 
 from fpgrad.codegen import reduction
-from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.match import ALUS, FUNCTIONS, Match, candidates
+from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.steps import Access, Buffer, Limit, LoadStep, MatrixStep, Scalar, StepList, StoreStep, Value, VectorStep
+from fpgrad.codegen.steps import (
+    Access,
+    Buffer,
+    Limit,
+    LoadStep,
+    MatrixStep,
+    Scalar,
+    StepList,
+    StoreStep,
+    Value,
+    VectorStep,
+)
 from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
 from fpgrad.errors import GraphError
 from fpgrad.graph import Function, Node
@@ -58,7 +69,9 @@ class Selector:
                 continue
             roots.append(node)
             if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
-                match = next((m for m in candidates(node, self.single) if self.possible(node, m)), None)
+                match = next(
+                    (m for m in candidates(node, self.single) if self.possible(node, m)), None
+                )
                 if match is None:
                     raise GraphError(
                         f"{node.name or node.op}: {node.op} of shapes "
@@ -70,7 +83,7 @@ class Selector:
                 if streamed is not None:
                     self.absorbed.add(streamed)
             elif node.op in REDUCTIONS:
-                match = reduction.match(node, self.single, self.t)
+                match = reduction.match(node, self.single)
                 self.matches[node] = match
                 self.absorbed.update(match.absorbed)
         return self.ordered(list(reversed(roots)))
@@ -81,7 +94,10 @@ class Selector:
 
     def streamed(self, node: Node, match: Match) -> Node | None:
         """The product or random tensor that the pass takes as it comes, if there is one."""
-        if self.walk(node, match.leaves) is Walk.TRANSPOSED and Grid(*node.shape, self.t).kind == "tiles":
+        if (
+            self.walk(node, match.leaves) is Walk.TRANSPOSED
+            and Grid(*node.shape, self.t).kind == "tiles"
+        ):
             return None
         for leaf in match.leaves:
             if leaf.op in ("matmul", "uniform") and self.single(leaf) and leaf.shape == node.shape:
@@ -147,7 +163,9 @@ class Selector:
                 else:
                     seen.add(x)
             memory_inputs[root] = seen
-        after: dict[Node, set[Node]] = {r: {x for x in memory_inputs[r] if not x.is_leaf} for r in roots}
+        after: dict[Node, set[Node]] = {
+            r: {x for x in memory_inputs[r] if not x.is_leaf} for r in roots
+        }
         for value, state in self.targets.items():
             after[value] |= {r for r in roots if r is not value and state in memory_inputs[r]}
         done: dict[Node, None] = {}
@@ -158,7 +176,9 @@ class Selector:
             if node in done:
                 return
             if node in visiting:
-                raise GraphError(f"{node.name or node.op}: a state's new value is read where its old one is needed")
+                raise GraphError(
+                    f"{node.name or node.op}: a state's new value is read where its old one is needed"
+                )
             visiting.add(node)
             for x in sorted(after[node], key=position.__getitem__):
                 visit(x)
@@ -223,7 +243,9 @@ class Selector:
         self.out.loads.append(LoadStep(buffer, op, 1, 1, step_stride=1))
         kind = "scalars" if op == "scalars" else "seed"
         self.out.steps.append(
-            VectorStep((1, 1, 1), Access(buffer), op=kind, layer="step", phase="forward", text=f"load {op}")
+            VectorStep(
+                (1, 1, 1), Access(buffer), op=kind, layer="step", phase="forward", text=f"load {op}"
+            )
         )
         del nodes
 
@@ -265,9 +287,9 @@ class Selector:
     def access(self, leaf: Node, grid: Grid, walk: Walk) -> Access:
         """Memory rows of an operand in a pass over a tensor of shape ``grid``."""
         t = self.t
-        if leaf.op == "const" and leaf.shape[0] == 1 and grid.kind == "tiles" and walk is Walk.TRANSPOSED:
-            if leaf.shape[1] > 1:
-                return Access(self.keep.constant(leaf, by_rows=True).buffer, s1=t, s0=1)
+        by_rows = leaf.op == "const" and leaf.shape[0] == 1 < leaf.shape[1]
+        if by_rows and grid.kind == "tiles" and walk is Walk.TRANSPOSED:
+            return Access(self.keep.constant(leaf, by_rows=True).buffer, s1=t, s0=1)
         stored = self.place(leaf)
         buffer, j = stored.buffer, stored.grid.j
         if stored.kind == "splat":
@@ -295,7 +317,12 @@ class Selector:
         if self.stored[leaf].kind == "samples":
             source = self.access(leaf, grid, Walk.NORMAL)
             buffer = Buffer(f"{leaf.name} tiles", "vector", grid.row_count, self.t)
-            self.emit(leaf, VectorStep(self.loops(grid), source), Walk.NORMAL, Stored(buffer, grid, "tiles"))
+            self.emit(
+                leaf,
+                VectorStep(self.loops(grid), source),
+                Walk.NORMAL,
+                Stored(buffer, grid, "tiles"),
+            )
         return self.stored[leaf]
 
     def emit(self, node: Node, step: VectorStep, walk: Walk, stored: Stored | None) -> None:
@@ -306,7 +333,9 @@ class Selector:
         if stored is not None:
             tiles = grid.kind == "tiles"
             step.target = (
-                Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
+                Access(stored.buffer, s2=grid.j * t, s1=t, s0=1)
+                if tiles
+                else Access(stored.buffer, s1=1)
             )
             self.stored[node] = stored
         step.layer, step.phase = layer_of(node), phase_of(node)
@@ -321,7 +350,9 @@ class Selector:
         if state is not None and state.name in self.keep.state_tiles:
             q = self.keep.state_tiles[state.name]
         elif quantise is not None:
-            transposed = walk is Walk.TRANSPOSED if grid.kind == "tiles" else grid.columns == 1 < grid.rows
+            transposed = (
+                walk is Walk.TRANSPOSED if grid.kind == "tiles" else grid.columns == 1 < grid.rows
+            )
             q = Quantised(Buffer(f"{node.name} tiles", "tile", grid.tile_count), grid, transposed)
         else:
             return False
@@ -341,7 +372,9 @@ class Selector:
     def compute(self, node: Node) -> None:
         """Emit the passes that compute one node into its place."""
         if node.op == "matmul":
-            self.finish(node, VectorStep(self.loops(self.keep.grid(node)), Source.ACC), node, Walk.NORMAL)
+            self.finish(
+                node, VectorStep(self.loops(self.keep.grid(node)), Source.ACC), node, Walk.NORMAL
+            )
         elif node.op in REDUCTIONS:
             reduction.emit(self, node, self.matches[node])
         elif node.op == "concat":
@@ -349,7 +382,9 @@ class Selector:
         elif node.op == "slice":
             self.slice(node)
         elif node.op == "uniform":
-            self.finish(node, VectorStep(self.loops(self.keep.grid(node)), Source.RANDOM), None, Walk.NORMAL)
+            self.finish(
+                node, VectorStep(self.loops(self.keep.grid(node)), Source.RANDOM), None, Walk.NORMAL
+            )
         else:
             self.elementwise(node, self.matches[node])
 
@@ -359,7 +394,12 @@ class Selector:
         streamed = self.streamed(node, match)
         walk = self.walk(node, match.leaves)
         assert walk is not None
-        if walk is Walk.NORMAL and grid.kind == "tiles" and streamed is None and node not in self.targets:
+        if (
+            walk is Walk.NORMAL
+            and grid.kind == "tiles"
+            and streamed is None
+            and node not in self.targets
+        ):
             walk = self.preferred_walk(match)
         values: dict[Node, Value] = {}
         for leaf in match.leaves:
@@ -398,7 +438,9 @@ class Selector:
             step.matrix = self.product(matmul)
             step.text = f"{step.text} {matmul.op}".strip()
         tiles = self.quantise_targets(node, step, walk)
-        others = self.uses[node] - sum(1 for n in self.nodes if n.op == "quantise" and n.inputs[0] is node)
+        others = self.uses[node] - sum(
+            1 for n in self.nodes if n.op == "quantise" and n.inputs[0] is node
+        )
         state = self.targets.get(node)
         stored = None
         if state is not None:
@@ -413,7 +455,12 @@ class Selector:
             buffer = Buffer(node.name or node.op, place, grid.row_count, align)
             stored = Stored(buffer, grid, grid.kind, flipped)
         self.emit(node, step, walk, stored)
-        if matmul is not None and matmul.shape == (1, 1) and stored is not None and not self.is_splat(matmul):
+        if (
+            matmul is not None
+            and matmul.shape == (1, 1)
+            and stored is not None
+            and not self.is_splat(matmul)
+        ):
             self.splat(node, stored)
 
     # Products -----------------------------------------------------------------------------------
@@ -548,7 +595,9 @@ class Selector:
             if stored is not None:
                 self.stored[node] = stored
             stored = sent
-        self.out.stores.append(StoreStep(stored.buffer, name, grid.row_count, step_stride=grid.row_count))
+        self.out.stores.append(
+            StoreStep(stored.buffer, name, grid.row_count, step_stride=grid.row_count)
+        )
         self.sent[name] = stored
 
 

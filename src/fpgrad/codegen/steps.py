@@ -111,6 +111,7 @@ class VectorStep:
 
     @property
     def operands(self) -> tuple[Value, Value, Value, Value]:
+        """a, b, c and d."""
         return self.a, self.b, self.c, self.d
 
     def reads(self) -> set[Buffer]:

@@ -78,7 +78,9 @@ class Stored:
     grid: Grid
     kind: Kind
     transposed: bool = False
-    column: int | None = None  # a per-sample column of packed inputs: which lane of the samples' rows
+    column: int | None = (
+        None  # a per-sample column of packed inputs: which lane of the samples' rows
+    )
 
 
 @dataclass(frozen=True)

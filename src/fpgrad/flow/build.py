@@ -15,24 +15,28 @@ from fpgrad.isa.program import Program
 
 
 def _emulator(config: MachineConfig, **options: Any) -> Executor:
-    from fpgrad.emulator import EmulatorExecutor  # noqa: PLC0415  the native module, only when used
+    from fpgrad.emulator import EmulatorExecutor
 
     return EmulatorExecutor(config, **options)
 
 
 def _reference(config: MachineConfig, **options: Any) -> Executor:
-    from fpgrad.reference import ReferenceExecutor  # noqa: PLC0415
+    from fpgrad.reference import ReferenceExecutor
 
     return ReferenceExecutor(config, **options)
 
 
 def _rtl(config: MachineConfig, **options: Any) -> Executor:
-    from fpgrad.rtl import RtlExecutor  # noqa: PLC0415  needs Amaranth and Verilator
+    from fpgrad.rtl import RtlExecutor
 
     return RtlExecutor(config, **options)
 
 
-BACKENDS: dict[str, Callable[..., Executor]] = {"emulator": _emulator, "reference": _reference, "rtl": _rtl}
+BACKENDS: dict[str, Callable[..., Executor]] = {
+    "emulator": _emulator,
+    "reference": _reference,
+    "rtl": _rtl,
+}
 
 
 def make_executor(backend: str, config: MachineConfig, **options: Any) -> Executor:
@@ -46,7 +50,9 @@ def make_executor(backend: str, config: MachineConfig, **options: Any) -> Execut
     return BACKENDS[backend](config, **options)
 
 
-def compile_model(functions: Mapping[str, Function], config: MachineConfig | None = None) -> Program:
+def compile_model(
+    functions: Mapping[str, Function], config: MachineConfig | None = None
+) -> Program:
     """Compile functions for the smallest machine, or for the machine ``config`` if one is given."""
     return compile_functions(functions, None if config is None else Machine(config, fixed=True))
 
@@ -57,7 +63,10 @@ def open_session(program: Program, backend: str = "emulator", **options: Any) ->
 
 
 def build_session(
-    functions: Mapping[str, Function], backend: str = "emulator", config: MachineConfig | None = None, **options: Any
+    functions: Mapping[str, Function],
+    backend: str = "emulator",
+    config: MachineConfig | None = None,
+    **options: Any,
 ) -> Session:
     """Compile functions and open a session on them."""
     return open_session(compile_model(functions, config), backend, **options)

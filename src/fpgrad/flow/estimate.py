@@ -42,7 +42,10 @@ def layer_rows(program: Program, entry: str) -> list[LayerRow]:
             busy[note.layer, phase][column] += cycles
     order = {name: i for i, name in enumerate(dict.fromkeys(layer for layer, _ in busy))}
     keys = sorted(busy, key=lambda k: (order[k[0]], (*PHASES, "other").index(k[1])))
-    return [LayerRow(name=n, phase=p, matrix_cycles=busy[n, p][0], vector_cycles=busy[n, p][1]) for n, p in keys]
+    return [
+        LayerRow(name=n, phase=p, matrix_cycles=busy[n, p][0], vector_cycles=busy[n, p][1])
+        for n, p in keys
+    ]
 
 
 def useful_macs(program: Program, entry: str) -> int:
@@ -57,7 +60,12 @@ def memories(program: Program) -> list[MemoryUse]:
     config, m = program.config, program.config.memory
     row = config.side * config.vector.number.width
     tile = config.side**2 * config.matrix.tile.mantissa_bits + config.vector.number.exponent_bits
-    spaces = {"vector": m.vector_rows, "inbox": m.inbox_rows, "outbox": m.outbox_rows, "tile": m.tiles}
+    spaces = {
+        "vector": m.vector_rows,
+        "inbox": m.inbox_rows,
+        "outbox": m.outbox_rows,
+        "tile": m.tiles,
+    }
     copies = {"vector": 2, "inbox": 2, "outbox": 1, "tile": 2}
     used: dict[str, int] = defaultdict(int)
     for s in program.symbols:
@@ -72,7 +80,11 @@ def memories(program: Program) -> list[MemoryUse]:
         depth = getattr(config.control, unit.name.lower())
         count = len(program.units.get(unit, ()))
         uses.append(
-            MemoryUse(name=f"{unit.name.lower()} program", used_bits=count * bits, capacity_bits=depth * bits)
+            MemoryUse(
+                name=f"{unit.name.lower()} program",
+                used_bits=count * bits,
+                capacity_bits=depth * bits,
+            )
         )
     return uses
 

@@ -13,7 +13,7 @@ def export_verilog(program: Program, directory: str | Path) -> list[Path]:
     Returns:
         the files written.
     """
-    from fpgrad.gateware.export import write_verilog  # noqa: PLC0415  needs Amaranth
+    from fpgrad.gateware.export import write_verilog
 
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)

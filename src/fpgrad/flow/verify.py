@@ -35,7 +35,11 @@ class Verification:
 
     def __str__(self) -> str:
         head = f"{self.backends[0]} against {self.backends[1]}, {self.steps} training steps: "
-        return head + f"{self.differing} of {self.words} words differ" + (f"\n{self.first}" if self.first else "")
+        return (
+            head
+            + f"{self.differing} of {self.words} words differ"
+            + (f"\n{self.first}" if self.first else "")
+        )
 
 
 def verify(
@@ -66,13 +70,18 @@ def verify(
     for i in range(len(order)):
         step = {k: np.asarray(v)[i : i + 1] for k, v in scalars.items()}
         seed = None if seeds is None else seeds[i : i + 1]
-        sums = [s.train(d, order[i : i + 1], step, seed) for s, d in zip(sessions, uploads, strict=True)]
+        sums = [
+            s.train(d, order[i : i + 1], step, seed) for s, d in zip(sessions, uploads, strict=True)
+        ]
         dumps = [s.executor.dump() for s in sessions]  # type: ignore[attr-defined]
         here, of = count_differences(*dumps)
         wrong = [k for k in sums[0] if sums[0][k] != sums[1][k]]
         words, differing, done = words + of + len(sums[0]), here + len(wrong), i + 1
         if differing:
-            first = first_difference(*dumps, program) or f"{wrong[0]}: {sums[0][wrong[0]]!r}, {sums[1][wrong[0]]!r}"
+            first = (
+                first_difference(*dumps, program)
+                or f"{wrong[0]}: {sums[0][wrong[0]]!r}, {sums[1][wrong[0]]!r}"
+            )
             first = f"first mismatch, after step {i}: {first}"
             break
     return Verification(words, differing, first, done, (backend, against))

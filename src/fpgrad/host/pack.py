@@ -20,12 +20,16 @@ def to_words(number: FloatFormat, values: ArrayLike) -> tuple[NDArray[np.uint32]
     return (codes << (32 - number.width)).astype(np.uint32), int(over.sum())
 
 
-def float32_words(number: FloatFormat, values: NDArray[np.float32]) -> tuple[NDArray[np.uint32], int]:
+def float32_words(
+    number: FloatFormat, values: NDArray[np.float32]
+) -> tuple[NDArray[np.uint32], int]:
     """The same for float32 arrays and formats that are a part of float32, much faster. Values must be finite."""
     drop = 23 - number.mantissa_bits
     u = np.ascontiguousarray(values).view(np.uint32)
     sign, body = u & np.uint32(0x80000000), u & np.uint32(0x7FFFFFFF)
-    rounded = (body + np.uint32((1 << (drop - 1)) - 1) + ((body >> np.uint32(drop)) & np.uint32(1))) >> np.uint32(drop)
+    rounded = (
+        body + np.uint32((1 << (drop - 1)) - 1) + ((body >> np.uint32(drop)) & np.uint32(1))
+    ) >> np.uint32(drop)
     over = rounded > number.max_code
     rounded = np.where(over, np.uint32(number.max_code), rounded)
     words = np.where(body < 0x00800000, np.uint32(0), sign | (rounded << np.uint32(drop)))
@@ -39,7 +43,9 @@ def from_words(number: FloatFormat, words: NDArray[np.uint32]) -> NDArray[np.flo
     return to_float(number, words.astype(np.int64) >> (32 - number.width)).astype(np.float32)
 
 
-def state_rows(values: NDArray[np.float32], info: Mapping[str, Any], side: int) -> NDArray[np.float32]:
+def state_rows(
+    values: NDArray[np.float32], info: Mapping[str, Any], side: int
+) -> NDArray[np.float32]:
     """A state's rows (rows, T), padded with zeros."""
     rows, columns = info["shape"]
     out = np.zeros((info["rows"], side), np.float32)
@@ -56,7 +62,9 @@ def state_rows(values: NDArray[np.float32], info: Mapping[str, Any], side: int) 
     return out
 
 
-def tensor(rows: NDArray[np.float32], shape: tuple[int, int], kind: str, transposed: bool) -> NDArray[np.float32]:
+def tensor(
+    rows: NDArray[np.float32], shape: tuple[int, int], kind: str, transposed: bool
+) -> NDArray[np.float32]:
     """A tensor from its rows (..., rows, T): the inverse of :func:`state_rows`, transposed tiles included.
 
     Returns:

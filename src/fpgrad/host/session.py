@@ -100,7 +100,9 @@ class Session:
             info = self._state(name)
             array = np.asarray(value, np.float32)
             if array.size != info["shape"][0] * info["shape"][1]:
-                raise DataShapeError(f"{name} must have shape {tuple(info['shape'])}, not {array.shape}")
+                raise DataShapeError(
+                    f"{name} must have shape {tuple(info['shape'])}, not {array.shape}"
+                )
             if not np.all(np.isfinite(array)):
                 raise DataError(f"{name} must be finite; it holds NaN or infinity")
             staged.append((info, array))
@@ -112,7 +114,10 @@ class Session:
 
     def read_states(self, names: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         """States by name (default: all), float32, of the states' shapes."""
-        infos = {name: self._state(name) for name in (names if names is not None else self.meta["states"])}
+        infos = {
+            name: self._state(name)
+            for name in (names if names is not None else self.meta["states"])
+        }
         self._fetch_image()
         out: dict[str, NDArray[np.float32]] = {}
         for name, info in infos.items():
@@ -170,17 +175,23 @@ class Session:
             raise InvalidArgumentError(f"inputs must be among {sorted(known)}, not {unknown}")
         return data
 
-    def _upload_batch(self, data: Dataset, name: str, columns: int, arrays: Mapping[str, NDArray]) -> None:
+    def _upload_batch(
+        self, data: Dataset, name: str, columns: int, arrays: Mapping[str, NDArray]
+    ) -> None:
         if name in data.rows or name not in arrays:
             return
         array = arrays[name].reshape(data.samples, -1)
         if array.shape[1] != columns:
-            raise DataShapeError(f"{name} must have {columns} features a sample, not {array.shape[1]}")
+            raise DataShapeError(
+                f"{name} must have {columns} features a sample, not {array.shape[1]}"
+            )
         rows = pack.sample_rows(array, self.side)
         data.rows[name] = self._reserve(rows.shape[0] * rows.shape[1])
         self._write(data.rows[name], rows)
 
-    def _upload_columns(self, data: Dataset, group: str, names: list[str], arrays: Mapping[str, NDArray]) -> None:
+    def _upload_columns(
+        self, data: Dataset, group: str, names: list[str], arrays: Mapping[str, NDArray]
+    ) -> None:
         key = f"{group}: {','.join(names)}"
         if key in data.rows:
             return
@@ -213,7 +224,10 @@ class Session:
         return self._metrics("train", data, order, scalars, seeds)
 
     def evaluate(
-        self, data: Dataset, order: NDArray[np.integer], scalars: Mapping[str, ArrayLike] | None = None
+        self,
+        data: Dataset,
+        order: NDArray[np.integer],
+        scalars: Mapping[str, ArrayLike] | None = None,
     ) -> dict[str, float]:
         """Metric sums over the samples of ``order``; weights stay as they are."""
         return self._metrics("evaluate", data, order, scalars or {}, None)
@@ -229,7 +243,9 @@ class Session:
         real = np.asarray(order).reshape(-1) >= 0
         out: dict[str, NDArray[np.float32]] = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
-            rows = self._read(places[info["name"]], steps * info["rows"]).reshape(steps, info["rows"], self.side)
+            rows = self._read(places[info["name"]], steps * info["rows"]).reshape(
+                steps, info["rows"], self.side
+            )
             shape = (info["shape"][0], info["shape"][1])
             whole = pack.tensor(rows, shape, info["kind"], info["transposed"])
             out[info["name"]] = whole.reshape(-1, shape[1])[real]
@@ -257,7 +273,9 @@ class Session:
         for name, info in self.meta["states"].items():
             if info["role"] == "metric":
                 at = info["base"] - first
-                values = pack.tensor(rows[at : at + info["rows"]], tuple(info["shape"]), info["kind"], False)
+                values = pack.tensor(
+                    rows[at : at + info["rows"]], tuple(info["shape"]), info["kind"], False
+                )
                 sums[name] = float(values.astype(np.float64).sum())
         return sums
 
@@ -282,14 +300,18 @@ class Session:
         padded[:, :n] = order
         numbers = np.where(padded < 0, data.samples, padded)
         if numbers.size and numbers.max() > data.samples:
-            raise DataShapeError(f"order names sample {numbers.max()}, the data set has {data.samples}")
+            raise DataShapeError(
+                f"order names sample {numbers.max()}, the data set has {data.samples}"
+            )
         bases["order"] = self._space("order", numbers.size // t)
         self.executor.write(bases["order"], numbers.astype(np.uint32).reshape(-1, t))
         if info["scalars"]:
             rows = np.zeros((steps, t), np.float32)
             for lane, name in enumerate(info["scalars"]):
                 if name not in scalars:
-                    raise InvalidArgumentError(f"scalars must hold {name!r}; given are {sorted(scalars)}")
+                    raise InvalidArgumentError(
+                        f"scalars must hold {name!r}; given are {sorted(scalars)}"
+                    )
                 rows[:, lane] = np.asarray(scalars[name], np.float64)
             bases["scalars"] = self._space("scalars", steps)
             self._write(bases["scalars"], rows)
@@ -300,7 +322,9 @@ class Session:
             self.executor.write(bases["seed"], lane_seeds(np.asarray(seeds, np.uint64), t))
         return bases
 
-    def _run(self, entry: str, steps: int, bases: Mapping[str, int], count: bool = True) -> RunResult:
+    def _run(
+        self, entry: str, steps: int, bases: Mapping[str, int], count: bool = True
+    ) -> RunResult:
         registers = self.program.entries[entry].bases
         result = self.executor.run(entry, steps, [bases[name] for name in registers])
         self.counters["saturated_vector"] += result.saturated_vector
@@ -317,7 +341,9 @@ def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
     with np.errstate(over="ignore"):
-        z = seeds[:, None] + np.arange(1, lanes + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = seeds[:, None] + np.arange(1, lanes + 1, dtype=np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))

@@ -43,13 +43,17 @@ def parse_instruction(unit: Unit, text: str) -> Instruction:
     for part in text.split():
         name, equals, shown = part.partition("=")
         if not equals or name not in leaves:
-            raise ProgramError(f"{unit.name.lower()} has no field {name!r}; its fields are {', '.join(leaves)}")
+            raise ProgramError(
+                f"{unit.name.lower()} has no field {name!r}; its fields are {', '.join(leaves)}"
+            )
         i, leaf = leaves[name]
         try:
             numbers[i] = int(leaf.enum[shown]) if leaf.enum is not None else int(shown, 0)
         except (KeyError, ValueError):
             wanted = ", ".join(leaf.enum.__members__) if leaf.enum is not None else "an integer"
-            raise ProgramError(f"{unit.name.lower()} field {name} must be {wanted}, not {shown!r}") from None
+            raise ProgramError(
+                f"{unit.name.lower()} field {name} must be {wanted}, not {shown!r}"
+            ) from None
     instruction = from_values(CLASS_OF[unit], tuple(numbers))
     values(instruction)  # checks the ranges
     return instruction
@@ -59,11 +63,16 @@ def entry_text(name: str, entry: Entry) -> str:
     """An entry's line."""
     ranges = " ".join(f"{u.name.lower()} {entry.start[u]}:{entry.stop[u]}" for u in Unit)
     tokens = [
-        f"{s.name.lower()}>{d.name.lower()}={entry.tokens[s][d]}" for s in Unit for d in Unit if entry.tokens[s][d]
+        f"{s.name.lower()}>{d.name.lower()}={entry.tokens[s][d]}"
+        for s in Unit
+        for d in Unit
+        if entry.tokens[s][d]
     ]
     text = f".entry {name} {ranges}"
     text += f" tokens {' '.join(tokens)}" if tokens else ""
-    return text + (f" bases {' '.join(b.replace(' ', '~') for b in entry.bases)}" if entry.bases else "")
+    return text + (
+        f" bases {' '.join(b.replace(' ', '~') for b in entry.bases)}" if entry.bases else ""
+    )
 
 
 def parse_entry(text: str) -> tuple[str, Entry]:
@@ -88,7 +97,12 @@ def parse_entry(text: str) -> tuple[str, Entry]:
     except (IndexError, KeyError, ValueError) as error:
         raise ProgramError(f"not an entry: {text!r} ({error})") from error
     grid = tuple((r[0], r[1], r[2], r[3]) for r in tokens)
-    entry = Entry((start[0], start[1], start[2], start[3]), (stop[0], stop[1], stop[2], stop[3]), grid, tuple(bases))
+    entry = Entry(
+        (start[0], start[1], start[2], start[3]),
+        (stop[0], stop[1], stop[2], stop[3]),
+        grid,
+        tuple(bases),
+    )
     return name, entry
 
 
@@ -103,7 +117,9 @@ def disassemble(program: Program, entries: Iterable[str] | None = None) -> str:
                 fields = instruction_text(program.units[u][i])
                 notes = program.notes.get(u, ())
                 note = notes[i] if i < len(notes) else Note()
-                lines.append(f"{u.name.lower()} {i}: {fields}  ; {note.layer} | {note.phase} | {note.text}".rstrip())
+                lines.append(
+                    f"{u.name.lower()} {i}: {fields}  ; {note.layer} | {note.phase} | {note.text}".rstrip()
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -130,16 +146,24 @@ def assemble(text: str, program: Program) -> Program:
                 raise ProgramError(f"not an instruction: {stripped!r}")
             unit, index = Unit[match["unit"].upper()], int(match["index"])
             units[unit][index] = parse_instruction(unit, match["fields"])
-            layer, phase, what = ([p.strip() for p in (match["note"] or "").split("|")] + ["", "", ""])[:3]
+            layer, phase, what = (
+                [p.strip() for p in (match["note"] or "").split("|")] + ["", "", ""]
+            )[:3]
             notes[unit][index] = Note(layer, phase, what)
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}") from error
     for unit, numbered in units.items():
         if sorted(numbered) != list(range(len(numbered))):
-            raise ProgramError(f"{unit.name.lower()} instructions must be numbered from 0 without gaps")
+            raise ProgramError(
+                f"{unit.name.lower()} instructions must be numbered from 0 without gaps"
+            )
     return dataclasses.replace(
         program,
-        units={u: tuple(numbered[i] for i in range(len(numbered))) for u, numbered in units.items()},
-        notes={u: tuple(numbered[i] for i in range(len(numbered))) for u, numbered in notes.items()},
+        units={
+            u: tuple(numbered[i] for i in range(len(numbered))) for u, numbered in units.items()
+        },
+        notes={
+            u: tuple(numbered[i] for i in range(len(numbered))) for u, numbered in notes.items()
+        },
         entries=entries,
     )

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpgrad.errors import ConfigError, FormatError
-from fpgrad.formats import FP24, AccumulatorFormat, FloatFormat, Function, Table, TableFormat, TileFormat, make_table
+from fpgrad.formats import (
+    FP24,
+    AccumulatorFormat,
+    FloatFormat,
+    Function,
+    Table,
+    TableFormat,
+    TileFormat,
+    make_table,
+)
 from fpgrad.formats.table import TABLED
 
 
@@ -88,13 +97,17 @@ class MachineConfig:
     def __post_init__(self) -> None:
         t, m = self.side, self.memory
         if self.vector.ways != 4:
-            raise ConfigError(f"vector.ways must be 4, the latency of the adder, not {self.vector.ways}")
+            raise ConfigError(
+                f"vector.ways must be 4, the latency of the adder, not {self.vector.ways}"
+            )
         if tuple(sorted(set(self.vector.functions))) != self.vector.functions:
             raise ConfigError("vector.functions must be sorted and without repetition")
         for name in ("vector_rows", "inbox_rows", "outbox_rows"):
             rows = getattr(m, name)
             if rows < t or rows % t:
-                raise ConfigError(f"memory.{name} must be a positive multiple of the tile side {t}, not {rows}")
+                raise ConfigError(
+                    f"memory.{name} must be a positive multiple of the tile side {t}, not {rows}"
+                )
         if m.tiles < 1 or m.tiles > 1 << 16:
             raise ConfigError(f"memory.tiles must be 1 to 65536, not {m.tiles}")
         if t % m.dram_words_per_cycle:
@@ -102,7 +115,9 @@ class MachineConfig:
                 f"memory.dram_words_per_cycle must divide the tile side {t}, not be {m.dram_words_per_cycle}"
             )
         if self.vector.number.mantissa_bits < self.matrix.tile.mantissa_bits - 2:
-            raise ConfigError("vector.number must have at least the mantissa bits of a tile, less two")
+            raise ConfigError(
+                "vector.number must have at least the mantissa bits of a tile, less two"
+            )
 
     @property
     def side(self) -> int:
@@ -111,6 +126,7 @@ class MachineConfig:
 
     @property
     def mac_lanes(self) -> int:
+        """Multipliers of the matrix unit."""
         return self.side**2
 
     @property

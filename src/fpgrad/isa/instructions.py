@@ -239,4 +239,9 @@ class Store:
 
 Instruction = Vector | Matrix | Load | Store
 
-CLASS_OF: dict[Unit, type] = {Unit.LOAD: Load, Unit.MATRIX: Matrix, Unit.VECTOR: Vector, Unit.STORE: Store}
+CLASS_OF: dict[Unit, type] = {
+    Unit.LOAD: Load,
+    Unit.MATRIX: Matrix,
+    Unit.VECTOR: Vector,
+    Unit.STORE: Store,
+}

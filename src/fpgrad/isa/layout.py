@@ -16,10 +16,14 @@ from fpgrad.errors import ProgramError
 I = TypeVar("I")
 
 
-def bits(width: int, *, signed: bool = False, enum: type[IntEnum] | None = None, default: int = 0) -> Any:
+def bits(
+    width: int, *, signed: bool = False, enum: type[IntEnum] | None = None, default: int = 0
+) -> Any:
     """A field of ``width`` bits."""
     value = enum(default) if enum is not None else default
-    return dataclasses.field(default=value, metadata={"bits": width, "signed": signed, "enum": enum})
+    return dataclasses.field(
+        default=value, metadata={"bits": width, "signed": signed, "enum": enum}
+    )
 
 
 def group(cls: type) -> Any:
@@ -40,10 +44,12 @@ class Bits:
 
     @property
     def low(self) -> int:
+        """Smallest value."""
         return -(1 << (self.width - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
+        """Largest value."""
         return (1 << (self.width - self.signed)) - 1
 
 
@@ -106,7 +112,9 @@ def from_values(cls: type[I], leaf_values: tuple[int, ...]) -> I:
                 try:
                     kwargs[f.name] = leaf.enum(value) if leaf.enum is not None else value
                 except ValueError as error:
-                    raise ProgramError(f"{cls.__name__}.{leaf.name} has no meaning for {value}") from error
+                    raise ProgramError(
+                        f"{cls.__name__}.{leaf.name} has no meaning for {value}"
+                    ) from error
         return c(**kwargs)
 
     return build(cls)

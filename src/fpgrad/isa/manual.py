@@ -38,7 +38,9 @@ def manual() -> str:
     for unit in Unit:
         cls = CLASS_OF[unit]
         doc = inspect.cleandoc(cls.__doc__ or "")
-        parts.append(f"## {unit.name}\n\n{doc}\n\n{width(cls)} bits.\n\n| field | bits | width | values |\n|---|---|---|---|")
+        parts.append(
+            f"## {unit.name}\n\n{doc}\n\n{width(cls)} bits.\n\n| field | bits | width | values |\n|---|---|---|---|"
+        )
         rows = []
         for leaf in layout(cls):
             kind = leaf.enum.__name__ if leaf.enum is not None else f"{leaf.low} to {leaf.high}"

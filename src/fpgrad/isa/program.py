@@ -107,7 +107,9 @@ class Program:
         for unit in Unit:
             size = (width(CLASS_OF[unit]) + 7) // 8
             h.update(b"".join(w.to_bytes(size, "little") for w in self.words(unit)))
-        h.update(json.dumps({k: asdict(e) for k, e in self.entries.items()}, sort_keys=True).encode())
+        h.update(
+            json.dumps({k: asdict(e) for k, e in self.entries.items()}, sort_keys=True).encode()
+        )
         return h.hexdigest()
 
     def check_machine(self, config: MachineConfig) -> None:
@@ -119,7 +121,9 @@ class Program:
         if config == self.config:
             return
         mine, theirs = _flat(self.config.to_dict()), _flat(config.to_dict())
-        differing = [f"{k} = {mine[k]} (machine: {theirs.get(k)})" for k in mine if mine[k] != theirs.get(k)]
+        differing = [
+            f"{k} = {mine[k]} (machine: {theirs.get(k)})" for k in mine if mine[k] != theirs.get(k)
+        ]
         raise ProgramMismatchError("the program is for another machine: " + ", ".join(differing))
 
     def save(self, path: str | Path) -> None:
@@ -159,7 +163,16 @@ class Program:
                 binaries = {u: archive.read(f"{u.name.lower()}.bin") for u in Unit}
         except FileNotFoundError:
             raise
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            KeyError,
+            ValueError,
+            EOFError,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
             raise ProgramFileError(f"{path} is not a whole program file: {error}") from error
         if manifest.get("format") != "fpgrad program" or manifest.get("version") != FILE_VERSION:
             raise ProgramFileError(
@@ -170,7 +183,9 @@ class Program:
             units: dict[Unit, tuple[Instruction, ...]] = {}
             for unit, data in binaries.items():
                 size = (width(CLASS_OF[unit]) + 7) // 8
-                words = (int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size))
+                words = (
+                    int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)
+                )
                 units[unit] = tuple(unpack(CLASS_OF[unit], w) for w in words)
             program = cls(
                 MachineConfig.from_dict(manifest["config"]),

@@ -19,7 +19,11 @@ def load(machine: Machine, instruction: Load, bases: Sequence[int], step: int) -
     """Words lose their low bits to become codes: a code is the upper end of its word."""
     t, shift = machine.config.side, 32 - machine.config.vector.number.width
     count, rows = instruction.count, instruction.rows
-    check_range("inbox", np.array([instruction.inbox, instruction.inbox + count * rows - 1]), len(machine.inbox))
+    check_range(
+        "inbox",
+        np.array([instruction.inbox, instruction.inbox + count * rows - 1]),
+        len(machine.inbox),
+    )
     numbers = np.arange(count)
     if instruction.gather:
         first = dram_row(instruction.index, bases, step)

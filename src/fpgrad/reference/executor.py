@@ -47,18 +47,24 @@ class ReferenceExecutor:
         if self._program is None:
             raise ExecutionError("no program is loaded")
         if entry not in self._program.entries:
-            raise ProgramError(f"entry must be one of {sorted(self._program.entries)}, not {entry!r}")
+            raise ProgramError(
+                f"entry must be one of {sorted(self._program.entries)}, not {entry!r}"
+            )
         before = self.machine.saturated_vector, self.machine.saturated_accumulator
         _Run(self._program, self._program.entries[entry], self.machine, steps, bases).go()
         return RunResult(
-            0, self.machine.saturated_vector - before[0], self.machine.saturated_accumulator - before[1]
+            0,
+            self.machine.saturated_vector - before[0],
+            self.machine.saturated_accumulator - before[1],
         )
 
 
 class _Run:
     """One run of an entry: a program counter and a step for each unit, and the token channels."""
 
-    def __init__(self, program: Program, entry: Entry, machine: Machine, steps: int, bases: Sequence[int]) -> None:
+    def __init__(
+        self, program: Program, entry: Entry, machine: Machine, steps: int, bases: Sequence[int]
+    ) -> None:
         self.program, self.entry, self.machine = program, entry, machine
         self.steps, self.bases = steps, bases
         self.channel = [list(row) for row in entry.tokens]
@@ -75,10 +81,15 @@ class _Run:
                     progress = True
         stuck = [u for u in Unit if not self._finished(u)]
         if stuck:
-            where = ", ".join(f"{u.name.lower()} at instruction {self.at[u]} of step {self.step[u]}" for u in stuck)
+            where = ", ".join(
+                f"{u.name.lower()} at instruction {self.at[u]} of step {self.step[u]}"
+                for u in stuck
+            )
             raise ExecutionError(f"the units wait for each other: {where}")
         if self.machine.accumulated:
-            raise ExecutionError(f"{len(self.machine.accumulated)} accumulator rows were never taken")
+            raise ExecutionError(
+                f"{len(self.machine.accumulated)} accumulator rows were never taken"
+            )
 
     def _finished(self, unit: Unit) -> bool:
         empty = self.entry.start[unit] == self.entry.stop[unit]
@@ -91,7 +102,9 @@ class _Run:
         wanted = counts(instruction.wait)
         if any(self.channel[source][unit] < n for source, n in enumerate(wanted)):
             return False
-        return not isinstance(instruction, Vector) or len(self.machine.accumulated) >= vector.acc_rows(instruction)
+        return not isinstance(instruction, Vector) or len(
+            self.machine.accumulated
+        ) >= vector.acc_rows(instruction)
 
     def _execute(self, unit: Unit) -> None:
         instruction = self.program.units[unit][self.at[unit]]

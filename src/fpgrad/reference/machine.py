@@ -68,9 +68,13 @@ class Machine:
         """
         limit = self.config.memory.dram_rows
         if row < 0 or row + rows > limit:
-            raise ExecutionError(f"DRAM rows {row} to {row + rows - 1} are outside the {limit} rows of the machine")
+            raise ExecutionError(
+                f"DRAM rows {row} to {row + rows - 1} are outside the {limit} rows of the machine"
+            )
         if row + rows > len(self.dram):
-            grown = np.zeros((min(limit, -(-(row + rows) // BLOCK) * BLOCK), self.config.side), np.uint32)
+            grown = np.zeros(
+                (min(limit, -(-(row + rows) // BLOCK) * BLOCK), self.config.side), np.uint32
+            )
             grown[: len(self.dram)] = self.dram
             self.dram = grown
         return self.dram[row : row + rows]

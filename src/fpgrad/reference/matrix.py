@@ -11,7 +11,9 @@ from fpgrad.isa.instructions import Matrix, TileStream
 from fpgrad.reference.machine import Machine, check_range
 
 
-def read_tiles(machine: Machine, stream: TileStream, i1: int, i0: int, k: int) -> tuple[Codes, Codes]:
+def read_tiles(
+    machine: Machine, stream: TileStream, i1: int, i0: int, k: int
+) -> tuple[Codes, Codes]:
     """The ``k`` tiles of one output tile's sum: mantissas (k, T, T) and exponents (k,)."""
     address = stream.base + i1 * stream.s1 + i0 * stream.s0 + np.arange(k) * stream.sk
     check_range("tile", address, machine.config.memory.tiles)

@@ -7,7 +7,18 @@ import numpy as np
 from fpgrad.errors import ExecutionError
 from fpgrad.formats import blockfloat, smallfloat, table
 from fpgrad.formats.smallfloat import Codes, Flags
-from fpgrad.isa.instructions import Alu, Immediate, Loops, Mask, RowStream, Source, Space, Target, Vector, VectorOp
+from fpgrad.isa.instructions import (
+    Alu,
+    Immediate,
+    Loops,
+    Mask,
+    RowStream,
+    Source,
+    Space,
+    Target,
+    Vector,
+    VectorOp,
+)
 from fpgrad.reference.machine import Machine, check_range
 
 
@@ -182,7 +193,9 @@ def write_tiles(machine: Machine, v: Vector, rows: Codes) -> None:
     config, loops = machine.config, v.loops
     t = config.side
     if loops.n0 > t or v.reduce:
-        raise ExecutionError(f"a quantising pass needs n0 of at most {t} and must not reduce; n0 is {loops.n0}")
+        raise ExecutionError(
+            f"a quantising pass needs n0 of at most {t} and must not reduce; n0 is {loops.n0}"
+        )
     tiles = np.zeros((loops.n2 * loops.n1, t, t), np.int64)
     tiles[:, : loops.n0] = rows.reshape(-1, loops.n0, t)
     i2, i1 = np.indices((loops.n2, loops.n1)).reshape(2, -1)
