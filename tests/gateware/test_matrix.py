@@ -9,6 +9,7 @@ from tests.gateware.matrix_bench import (
     random_machine,
     simulate,
 )
+from tests.gateware.matrix_timing import schedule
 
 from fpgrad.gateware.matrix import drain_latency
 from fpgrad.isa.instructions import Matrix, TileStream, Tokens
@@ -104,3 +105,31 @@ def test_instructions_follow_without_bubbles(k):
     check_rows(machine, instructions, trace)
     first = trace.accepted[0] + 4 + 1
     assert trace.busy == list(range(first, first + 6 * k * 4))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_timing_model(seed):
+    """The recurrences of the timing model give every cycle, whatever source and sink do."""
+    rng = np.random.default_rng(seed)
+    config = make_config(tiles=24)
+    machine = random_machine(config, rng)
+    instructions = [
+        random_instruction(config, rng, most=3, k=int(rng.choice([1, 2, 5, 9]))) for _ in range(7)
+    ]
+    stalls = rng.random((2, 20000))
+    source, sink = rng.choice([0.02, 0.2, 1.0]), rng.choice([0.2, 0.6, 1.0])
+    capacity = int(rng.choice([4, 9, 32]))
+
+    def offer(cycle):
+        return stalls[0, cycle] < source
+
+    def ready(cycle):
+        return stalls[1, cycle] < sink
+
+    trace = simulate(machine, instructions, offer=offer, ready=ready, acc_rows=capacity)
+    check_rows(machine, instructions, trace)
+    wanted = schedule(instructions, 4, offer=offer, ready=ready, acc_rows=capacity)
+    assert trace.accepted == wanted.accepted
+    assert trace.busy == wanted.busy
+    assert [c for c, _ in trace.done] == wanted.done
+    assert [c for c, _, _ in trace.rows] == wanted.taken

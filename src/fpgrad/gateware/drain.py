@@ -136,7 +136,8 @@ class Converter(wiring.Component):
             m.d.comb += [
                 body.eq(Cat(kept[:fraction], exponent2).as_signed() + up),
                 tiny.eq(~number2[-1] | (exponent2 < 1)),
-                over.eq(~tiny & ((body >> fraction) > number.max_exponent)),
+                # Unsigned: whatever is not tiny has a positive exponent.
+                over.eq(~tiny & (body[fraction:-1] > number.max_exponent)),
             ]
             with m.If(valid2):
                 magnitude = Mux(over, number.max_code, body[: number.width - 1])

@@ -12,7 +12,7 @@ w+2 and later; reads up to cycle w+1 see the old row. One read a port and one wr
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Signal, unsigned
+from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -112,18 +112,29 @@ class SkewedMemory(wiring.Component):
         write_en = Signal()
         write_address = Signal(range(self.depth), reset_less=True)
         m.d.sync += [write_en.eq(self.write.en), write_address.eq(self.write.address)]
-        lanes = Array(self.write.data)
+        skewed = [Signal(shape, name=f"skewed_{b}", reset_less=True) for b in range(side)]
+        with m.If(self.write.en), m.Switch(self.write.address[:bits]):
+            for shift in range(side):
+                with m.Case(shift):
+                    m.d.sync += [
+                        skewed[b].eq(self.write.data[(b - shift) % side]) for b in range(side)
+                    ]
         for b, bank in enumerate(banks):
-            skewed = Signal(shape, name=f"skewed_{b}", reset_less=True)
-            m.d.sync += skewed.eq(lanes[(b - self.write.address[:bits])[:bits]])
             port = bank.write_port()
-            m.d.comb += [port.en.eq(write_en), port.addr.eq(write_address), port.data.eq(skewed)]
+            m.d.comb += [
+                port.en.eq(write_en),
+                port.addr.eq(write_address),
+                port.data.eq(skewed[b]),
+            ]
 
         for port in self.read:
             rotation = Signal(bits, reset_less=True)
             outputs = []
-            with m.If(port.en & ~port.stall):
-                m.d.sync += rotation.eq(port.address[:bits])
+            fresh = Signal()
+            with m.If(~port.stall):
+                m.d.sync += fresh.eq(port.en)
+                with m.If(port.en):
+                    m.d.sync += rotation.eq(port.address[:bits])
             for b, bank in enumerate(banks):
                 read = bank.read_port()
                 low = Signal(bits)
@@ -136,7 +147,7 @@ class SkewedMemory(wiring.Component):
                 ]
                 outputs.append(read.data)
             rotated = [Signal(shape, name=f"rotated_{i}", reset_less=True) for i in range(side)]
-            with m.If(~port.stall), m.Switch(rotation):
+            with m.If(fresh & ~port.stall), m.Switch(rotation):
                 for shift in range(side):
                     with m.Case(shift):
                         m.d.sync += [
