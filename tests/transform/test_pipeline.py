@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.graph.models import mlp, random_states
 
 from fpgrad.errors import GraphError, GraphVerifyError
@@ -214,6 +216,43 @@ def test_different_nodes_are_not_merged():
     u = g.sub(g.uniform(seed, (4, 3), 0), g.uniform(seed, (4, 3), 1))
     result = Simplify().run(Function("f", (seed,), outputs=(("y", u),)))
     assert [n.op for n in result.nodes()].count("uniform") == 2
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> Function:
+    """Sums and products with constants, of full, row, column and scalar operands."""
+    leaves = [X, g.state("row", (1, 3)), g.column_input("column", 4), g.scalar_input("scalar")]
+    nodes: list[Node] = list(leaves)
+    constants = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, -3.0])
+    for _ in range(draw(st.integers(2, 14))):
+        a = draw(st.sampled_from(nodes))
+        b = draw(st.sampled_from(nodes) | constants)
+        if draw(st.booleans()):
+            a, b = b, a
+        op = draw(st.sampled_from(["add", "sub", "mul", "mul", "max", "reduce"]))
+        node = g.reduce_sum(a, draw(st.integers(0, 1))) if op == "reduce" else g.make(op, (a, b))
+        nodes.append(node)
+    outputs = tuple((str(i), n) for i, n in enumerate(nodes[-3:]))
+    return Function("f", (X, *leaves[2:]), (leaves[1],), outputs)
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions())
+def test_simplification_keeps_the_meaning_of_any_expression(function):
+    result = verify(Simplify().run(function), "machine")
+    generator = np.random.default_rng(1)
+    data = {n.name: generator.integers(-4, 5, size=n.shape) for n in function.inputs}
+    states = {"row": generator.integers(-4, 5, size=(1, 3))}
+    used = {n.name for n in result.inputs}
+    # Small integers and halves: exact in float64 however they are grouped.
+    before = evaluate(function, data, states)[0]
+    after = evaluate(result, {k: v for k, v in data.items() if k in used}, states)[0]
+    for name, value in before.items():
+        assert after[name].shape == value.shape
+        np.testing.assert_allclose(after[name], value, rtol=1e-12, atol=1e-9)
+    # Simplification never adds work.
+    count = [sum(not n.is_leaf for n in f.nodes()) for f in (function, result)]
+    assert count[1] <= count[0]
 
 
 def test_large_constants_are_not_made():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -29,18 +30,24 @@ from fpgrad.transform import (
 ROWS, FEATURES, CLASSES = 8, 5, 3
 STEPS = 12
 
-TorchStep = Callable[[dict[str, torch.Tensor], int], None]
+
+class Stepping(Protocol):
+    """What is used of a PyTorch optimizer."""
+
+    def zero_grad(self) -> object: ...
+    def step(self) -> object: ...
 
 
-def torch_sgd(
-    momentum: float = 0.0, nesterov: bool = False
-) -> Callable[[list[torch.Tensor]], torch.optim.Optimizer]:
+MakeOptimizer = Callable[[list[torch.Tensor]], Stepping]
+
+
+def torch_sgd(momentum: float = 0.0, nesterov: bool = False) -> MakeOptimizer:
     return lambda p: torch.optim.SGD(p, lr=0.1, momentum=momentum, nesterov=nesterov)
 
 
 # PyTorch's momentum, with a constant learning rate, is Keras's; its RMSprop and Adam place epsilon
 # outside the root, so that only epsilon 0 compares to the last digits.
-OPTIMIZERS: dict[str, tuple[Optimizer, Callable[[list[torch.Tensor]], torch.optim.Optimizer]]] = {
+OPTIMIZERS: dict[str, tuple[Optimizer, MakeOptimizer]] = {
     "sgd": (optimizers.sgd(), torch_sgd()),
     "momentum": (optimizers.sgd(0.9), torch_sgd(0.9)),
     "nesterov": (optimizers.sgd(0.9, True), torch_sgd(0.9, True)),
@@ -59,16 +66,19 @@ OPTIMIZERS: dict[str, tuple[Optimizer, Callable[[list[torch.Tensor]], torch.opti
 }
 
 
-class KerasAdam(torch.optim.Optimizer):
+class KerasAdam:
     """Adam written from Keras's formula: alpha*m/(sqrt(v) + epsilon)."""
 
     def __init__(
         self, params: list[torch.Tensor], lr: float, b1: float, b2: float, eps: float
     ) -> None:
-        super().__init__(params, {})
         self.options = lr, b1, b2, eps
         self.t = 0
         self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in params}
+
+    def zero_grad(self) -> None:
+        for p in self.moments:
+            p.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -76,6 +86,7 @@ class KerasAdam(torch.optim.Optimizer):
         self.t += 1
         alpha = lr * (1 - b2**self.t) ** 0.5 / (1 - b1**self.t)
         for p, (m, v) in self.moments.items():
+            assert p.grad is not None
             m += (p.grad - m) * (1 - b1)
             v += (p.grad**2 - v) * (1 - b2)
             p -= alpha * m / (v.sqrt() + eps)
@@ -120,7 +131,7 @@ def train(function: Function, optimizer: Optimizer, steps: int = STEPS) -> dict[
 def torch_train(
     function: Function,
     model: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor],
-    make: Callable[[list[torch.Tensor]], torch.optim.Optimizer],
+    make: MakeOptimizer,
     penalty: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None,
     frozen: tuple[str, ...] = (),
     steps: int = STEPS,

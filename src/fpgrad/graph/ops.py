@@ -21,10 +21,10 @@ from fpgrad.graph.node import Shape
 Array = NDArray[np.float64]
 Attrs = Mapping[str, Any]
 
-# Values at the singular points: those of the smallest normal float with 8 exponent bits, 2**-126.
-RECIPROCAL_AT_ZERO = 2.0**126
-RSQRT_AT_ZERO = 2.0**63
-LOG2_AT_ZERO = -126.0
+# Values at the singular points, where the machine saturates: those of its default float (8 exponent
+# and 15 mantissa bits).
+LARGEST = (2.0 - 2.0**-15) * 2.0**127
+LOG2_AT_ZERO = -127.0
 
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -252,7 +252,7 @@ _RECORDS = (
         "reciprocal",
         1,
         _elementwise,
-        _saturating(np.reciprocal, RECIPROCAL_AT_ZERO),
+        _saturating(np.reciprocal, LARGEST),
         machine=True,
         elementwise=True,
     ),
@@ -260,7 +260,7 @@ _RECORDS = (
         "rsqrt",
         1,
         _elementwise,
-        _saturating(lambda x: 1.0 / np.sqrt(x), RSQRT_AT_ZERO),
+        _saturating(lambda x: 1.0 / np.sqrt(x), LARGEST),
         machine=True,
         elementwise=True,
     ),

@@ -11,6 +11,9 @@ from fpgrad.graph.ops import SQRT_2_OVER_PI
 from fpgrad.transform.gradients import LN2, LOG2E, moments
 from fpgrad.transform.rewrite import rewrite
 
+SMALLEST = 2.0**-126
+"""The smallest normal number with 8 exponent bits."""
+
 Decomposition = Callable[[Node, tuple[Node, ...]], Node]
 
 
@@ -23,7 +26,8 @@ def _log(_node: Node, x: tuple[Node, ...]) -> Node:
 
 
 def _sqrt(_node: Node, x: tuple[Node, ...]) -> Node:
-    return g.mul(g.rsqrt(x[0]), x[0])
+    # The root of 0 is 0, without the saturation of rsqrt, which the machine would count.
+    return g.mul(g.rsqrt(g.maximum(x[0], SMALLEST)), x[0])
 
 
 def _abs(_node: Node, x: tuple[Node, ...]) -> Node:

@@ -86,7 +86,9 @@ class BinaryCrossentropy:
             return _row_mean(g.make("sigmoid_cross_entropy", (logits, target)))
         p = _clip_probability(prediction)
         likely = g.mul(g.unary("log", p), target)
-        unlikely = g.mul(g.unary("log", g.sub(1.0, p)), g.sub(1.0, target))
+        # 1 - 1e-7 is 1 in the machine's floats: the complement needs a lower bound of its own.
+        complement = g.maximum(g.sub(1.0, p), KERAS_EPSILON)
+        unlikely = g.mul(g.unary("log", complement), g.sub(1.0, target))
         return g.mul(_row_mean(g.add(likely, unlikely)), -1.0)
 
 

@@ -233,7 +233,7 @@ class ScaleByAdam:
         if self.epsilon_inside:
             inverse = g.rsqrt(g.add(velocity, self.epsilon**2 / self._velocity_scale))
         else:
-            root = g.mul(g.rsqrt(velocity), velocity)
+            root = g.unary("sqrt", velocity)
             inverse = g.reciprocal(g.add(root, self.epsilon / math.sqrt(self._velocity_scale)))
         return g.mul(g.mul(inverse, momentum), scalars["step_size"]), new
 
