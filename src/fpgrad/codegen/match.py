@@ -33,6 +33,9 @@ ALUS = {
     "eq": Alu.EQ,
     "gate": Alu.GATE,
 }
+REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
+#: Partial results of a reducing pass.
+WAYS = 4
 COMMUTATIVE = {"add", "max", "min", "eq"}
 
 
@@ -117,3 +120,14 @@ def candidates(node: Node, single: Callable[[Node], bool]) -> Iterator[Match]:
                 for inner in _functions(x, single):
                     yield replace(inner, d=d, absorbed=(*inner.absorbed, x))
     yield from _functions(node, single)
+
+
+def reduction(node: Node, single: Callable[[Node], bool]) -> Match:
+    """A reduction's operands: a product is folded into a sum, so that a dot product is one pass."""
+    (x,) = node.inputs
+    long_enough = node.attrs["axis"] == 0 or x.shape[1] >= WAYS
+    fits = all(y.shape == x.shape and y.op not in ("matmul", "uniform") for y in x.inputs)
+    if node.op == "reduce_sum" and x.op == "mul" and single(x) and long_enough and fits:
+        m = next(products(x))
+        return Match(m.a, m.b, negate_product=m.negate_product, absorbed=(x,))
+    return Match(x)

@@ -6,10 +6,9 @@ rows. Neither needs a tree across lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.match import Match, products
+from fpgrad.codegen.match import WAYS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import Access, Buffer, Limit, Value, VectorStep
 from fpgrad.codegen.storage import Walk
@@ -20,19 +19,7 @@ from fpgrad.isa.instructions import Alu, Source
 if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
-WAYS = 4
 ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
-
-
-def match(node: Node, single: Callable[[Node], bool]) -> Match:
-    """A reduction's operands: a product is folded into a sum, so that a dot product is one pass."""
-    (x,) = node.inputs
-    long_enough = node.attrs["axis"] == 0 or x.shape[1] >= WAYS
-    fits = all(y.shape == x.shape and y.op not in ("matmul", "uniform") for y in x.inputs)
-    if node.op == "reduce_sum" and x.op == "mul" and single(x) and long_enough and fits:
-        m = next(products(x))
-        return Match(m.a, m.b, negate_product=m.negate_product, absorbed=(x,))
-    return Match(x)
 
 
 def emit(selector: Selector, node: Node, m: Match) -> None:

@@ -7,20 +7,17 @@ walks tiles by columns (lanes are samples), and writes what it finds in that ord
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-
-from fpgrad.codegen import reduction
-from fpgrad.codegen.match import ALUS, FUNCTIONS, Match, candidates
+from fpgrad.codegen import moves, reduction
+from fpgrad.codegen.fold import Folding
+from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
+from fpgrad.codegen.products import is_splat, product, splat
 from fpgrad.codegen.steps import (
     Access,
     Buffer,
     Limit,
     LoadStep,
-    MatrixStep,
-    Scalar,
     StepList,
     StoreStep,
     Value,
@@ -31,8 +28,6 @@ from fpgrad.errors import GraphError
 from fpgrad.graph import Function, Node
 from fpgrad.isa.instructions import Source
 
-REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-
 
 class Selector:
     """Selects one function. Use :func:`select`."""
@@ -42,165 +37,23 @@ class Selector:
         self.keep = persistent
         self.t = persistent.side
         self.out = StepList(function.name)
-        self.nodes = function.nodes()
-        self.uses: Counter[Node] = Counter()
-        for node in self.nodes:
-            self.uses.update(node.inputs)
-        self.uses.update(function.roots)
-        self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
-        for state, value in function.updates:
-            if not value.is_leaf and value not in self.targets and value.op != "quantise":
-                self.targets[value] = state
-        self.output_names = {node: name for name, node in function.outputs}
-        self.matches: dict[Node, Match] = {}
-        self.absorbed: set[Node] = set()
+        self.fold = Folding(function, self.t)
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.columns: list[Node] = []
         self.sent: dict[str, Stored] = {}
 
-    # Choosing -----------------------------------------------------------------------------------
-
-    def choose(self) -> list[Node]:
-        """Fold nodes into passes, users first; returns the nodes to compute, in an order that respects updates."""
-        roots: list[Node] = []
-        for node in reversed(self.nodes):
-            if node.is_leaf or node in self.absorbed or node.op == "quantise":
-                continue
-            roots.append(node)
-            if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
-                match = next(
-                    (m for m in candidates(node, self.single) if self.possible(node, m)), None
-                )
-                if match is None:
-                    raise GraphError(
-                        f"{node.name or node.op}: {node.op} of shapes "
-                        f"{' and '.join(str(x.shape) for x in node.inputs)} has no pass"
-                    )
-                self.matches[node] = match
-                self.absorbed.update(match.absorbed)
-                streamed = self.streamed(node, match)
-                if streamed is not None:
-                    self.absorbed.add(streamed)
-            elif node.op in REDUCTIONS:
-                match = reduction.match(node, self.single)
-                self.matches[node] = match
-                self.absorbed.update(match.absorbed)
-        return self.ordered(list(reversed(roots)))
-
-    def single(self, node: Node) -> bool:
-        """Whether a node can be folded into its only user."""
-        return self.uses[node] == 1 and node not in self.targets and node not in self.output_names
-
-    def streamed(self, node: Node, match: Match) -> Node | None:
-        """The product or random tensor that the pass takes as it comes, if there is one."""
-        if (
-            self.walk(node, match.leaves) is Walk.TRANSPOSED
-            and Grid(*node.shape, self.t).kind == "tiles"
-        ):
-            return None
-        for leaf in match.leaves:
-            if leaf.op in ("matmul", "uniform") and self.single(leaf) and leaf.shape == node.shape:
-                if leaf.op == "matmul" and leaf.shape == (1, 1):
-                    continue
-                if match.leaves.count(leaf) == 1:
-                    return leaf
-        return None
-
-    def walk(self, node: Node, leaves: tuple[Node, ...]) -> Walk | None:
-        """How the pass must go; None when its operands contradict each other."""
-        rows, columns = node.shape
-        if rows == 1 or columns == 1:
-            return Walk.NORMAL
-        transposed = any(x.shape == (rows, 1) for x in leaves)
-        normal = node in self.targets or any(
-            (x.shape == (1, columns) and x.op != "const")
-            or x.op == "uniform"
-            or (x.op == "input" and x.shape[1] > self.t)
-            for x in leaves
-        )
-        if transposed:
-            return None if normal else Walk.TRANSPOSED
-        return Walk.NORMAL
-
-    def possible(self, node: Node, match: Match) -> bool:
-        """Whether one pass of the machine can do it."""
-        if self.walk(node, match.leaves) is None:
-            return False
-        streamed = self.streamed(node, match)
-        immediates: set[object] = set()
-        streams: set[Node] = set()
-        for leaf in match.leaves:
-            value = self.immediate(leaf)
-            if value is not None:
-                if not isinstance(value, Source):
-                    immediates.add(value)
-            elif leaf is not streamed:
-                if leaf.op == "uniform":
-                    return False
-                streams.add(leaf)
-        return len(immediates) <= 2 and len(streams) <= 2
-
-    def immediate(self, leaf: Node) -> Value | None:
-        """The value of a leaf that needs no memory."""
-        if leaf.op == "const" and leaf.shape == (1, 1):
-            value = float(leaf.value[0, 0])
-            return {0.0: Source.ZERO, 1.0: Source.ONE}.get(value, value)
-        if leaf.op == "input" and leaf.attrs["kind"] == "scalar":
-            return Scalar(leaf.name)
-        return None
-
-    def ordered(self, roots: list[Node]) -> list[Node]:
-        """Topological order in which a state's new value comes after every other reader of its old value."""
-        memory_inputs: dict[Node, set[Node]] = {}
-        for root in roots:
-            seen: set[Node] = set()
-            stack = list(root.inputs)
-            while stack:
-                x = stack.pop()
-                if x.op == "quantise" or x in self.absorbed:
-                    stack.extend(x.inputs)
-                else:
-                    seen.add(x)
-            memory_inputs[root] = seen
-        after: dict[Node, set[Node]] = {
-            r: {x for x in memory_inputs[r] if not x.is_leaf} for r in roots
-        }
-        for value, state in self.targets.items():
-            after[value] |= {r for r in roots if r is not value and state in memory_inputs[r]}
-        done: dict[Node, None] = {}
-        position = {r: i for i, r in enumerate(roots)}
-        visiting: set[Node] = set()
-
-        def visit(node: Node) -> None:
-            if node in done:
-                return
-            if node in visiting:
-                raise GraphError(
-                    f"{node.name or node.op}: a state's new value is read where its old one is needed"
-                )
-            visiting.add(node)
-            for x in sorted(after[node], key=position.__getitem__):
-                visit(x)
-            done[node] = None
-
-        for root in roots:
-            visit(root)
-        return list(done)
-
-    # Emitting -----------------------------------------------------------------------------------
-
     def run(self) -> StepList:
         """Select the whole function."""
-        roots = self.choose()
+        roots = self.fold.choose()
         self.declare_inputs()
-        for node in self.nodes:
+        for node in self.fold.nodes:
             if node.op == "quantise" and node.inputs[0].op == "input":
                 self.quantise_input(node)
         for node in roots:
             self.compute(node)
         for state, value in self.function.updates:
-            if self.targets.get(value) is not state:
+            if self.fold.targets.get(value) is not state:
                 self.copy_to_state(state, value)
         for name, node in self.function.outputs:
             self.output(name, node)
@@ -212,8 +65,8 @@ class Selector:
         inputs = self.function.inputs
         batch = [n for n in inputs if n.attrs["kind"] == "batch"]
         self.columns = [n for n in inputs if n.attrs["kind"] == "column"]
-        scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.uses[n]]
-        seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.uses[n]]
+        scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.fold.uses[n]]
+        seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.fold.uses[n]]
         for node in batch:
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
@@ -345,8 +198,8 @@ class Selector:
     def quantise_targets(self, node: Node, step: VectorStep, walk: Walk) -> bool:
         """Let the pass that computes ``node`` write its tiles too; whether it has any."""
         grid = self.keep.grid(node)
-        state = self.targets.get(node)
-        quantise = next((n for n in self.nodes if n.op == "quantise" and n.inputs[0] is node), None)
+        state = self.fold.targets.get(node)
+        quantise = self.fold.quantises.get(node)
         if state is not None and state.name in self.keep.state_tiles:
             q = self.keep.state_tiles[state.name]
         elif quantise is not None:
@@ -376,34 +229,34 @@ class Selector:
                 node, VectorStep(self.loops(self.keep.grid(node)), Source.ACC), node, Walk.NORMAL
             )
         elif node.op in REDUCTIONS:
-            reduction.emit(self, node, self.matches[node])
+            reduction.emit(self, node, self.fold.matches[node])
         elif node.op == "concat":
-            self.concat(node)
+            moves.concat(self, node)
         elif node.op == "slice":
-            self.slice(node)
+            moves.cut(self, node)
         elif node.op == "uniform":
             self.finish(
                 node, VectorStep(self.loops(self.keep.grid(node)), Source.RANDOM), None, Walk.NORMAL
             )
         else:
-            self.elementwise(node, self.matches[node])
+            self.elementwise(node, self.fold.matches[node])
 
     def elementwise(self, node: Node, match: Match) -> None:
         """Emit a matched pass."""
         grid = self.keep.grid(node)
-        streamed = self.streamed(node, match)
-        walk = self.walk(node, match.leaves)
+        streamed = self.fold.streamed(node, match)
+        walk = self.fold.walk(node, match.leaves)
         assert walk is not None
         if (
             walk is Walk.NORMAL
             and grid.kind == "tiles"
             and streamed is None
-            and node not in self.targets
+            and node not in self.fold.targets
         ):
             walk = self.preferred_walk(match)
         values: dict[Node, Value] = {}
         for leaf in match.leaves:
-            value = self.immediate(leaf)
+            value = self.fold.immediate(leaf)
             if leaf is streamed:
                 value = Source.ACC if leaf.op == "matmul" else Source.RANDOM
             values[leaf] = self.access(leaf, grid, walk) if value is None else value
@@ -424,7 +277,7 @@ class Selector:
 
     def preferred_walk(self, match: Match) -> Walk:
         """Transposed if that is how all stored operands lie and nothing stands against it."""
-        tiles = [self.place(x) for x in match.leaves if self.immediate(x) is None]
+        tiles = [self.place(x) for x in match.leaves if self.fold.immediate(x) is None]
         rows = [x for x in match.leaves if x.shape[0] == 1 and x.shape[1] > 1 and x.op != "const"]
         batch = [s for s in tiles if s.kind in ("tiles", "samples") and s.grid.kind == "tiles"]
         if batch and not rows and all(s.transposed for s in batch):
@@ -435,13 +288,11 @@ class Selector:
         """Give a pass its product and its targets, and emit it."""
         grid = self.keep.grid(node)
         if matmul is not None:
-            step.matrix = self.product(matmul)
+            step.matrix = product(self, matmul)
             step.text = f"{step.text} {matmul.op}".strip()
         tiles = self.quantise_targets(node, step, walk)
-        others = self.uses[node] - sum(
-            1 for n in self.nodes if n.op == "quantise" and n.inputs[0] is node
-        )
-        state = self.targets.get(node)
+        others = self.fold.uses[node] - (node in self.fold.quantises)
+        state = self.fold.targets.get(node)
         stored = None
         if state is not None:
             stored = self.keep.add_state(state)
@@ -450,7 +301,7 @@ class Selector:
             align = self.t if grid.kind == "tiles" else 1
             flipped = walk is Walk.TRANSPOSED and grid.kind == "tiles"
             place = "vector"
-            if node in self.output_names and others == 1:
+            if node in self.fold.output_names and others == 1:
                 place = "outbox"
             buffer = Buffer(node.name or node.op, place, grid.row_count, align)
             stored = Stored(buffer, grid, grid.kind, flipped)
@@ -459,53 +310,9 @@ class Selector:
             matmul is not None
             and matmul.shape == (1, 1)
             and stored is not None
-            and not self.is_splat(matmul)
+            and not is_splat(matmul)
         ):
-            self.splat(node, stored)
-
-    # Products -----------------------------------------------------------------------------------
-
-    def product(self, node: Node) -> MatrixStep:
-        """The matrix step of a matmul. A column result is computed as the row that is its transpose."""
-        a, b = node.inputs
-        ta, tb = bool(node.attrs["ta"]), bool(node.attrs["tb"])
-        rows, columns = node.shape
-        inner = a.shape[0] if ta else a.shape[1]
-        if (columns == 1 and rows > 1) or (rows == columns == 1 and a.inputs[0].op == "const"):
-            a, b, ta, tb = b, a, not tb, not ta
-            rows, columns = columns, rows
-        qa, qb = self.tiles_of(a), self.tiles_of(b)
-        grid = Grid(rows, columns, self.t)
-        am, ak = (1, qa.grid.j) if ta else (qa.grid.j, 1)
-        bk, bj = (1, qb.grid.j) if tb else (qb.grid.j, 1)
-        return MatrixStep(
-            grid.m,
-            grid.j,
-            Grid(inner, 1, self.t).m,
-            1 if rows == 1 else self.t,
-            Access(qa.buffer, s1=am, s0=0, transposed=ta != qa.transposed),
-            Access(qb.buffer, s1=0, s0=bj, transposed=tb != qb.transposed),
-            (ak, bk),
-            layer_of(node),
-            phase_of(node),
-            node.name or "matmul",
-            rows * columns * inner,
-        )
-
-    @staticmethod
-    def is_splat(matmul: Node) -> bool:
-        """Whether a (1, 1) product comes out equal in all lanes: its stationary tile repeats a constant."""
-        return any(q.inputs[0].op == "const" for q in matmul.inputs)
-
-    def splat(self, node: Node, stored: Stored) -> None:
-        """Spread lane 0 over all lanes: the row is written T times, then a column of that tile is the answer."""
-        t = self.t
-        tile = Buffer(f"{node.name} spread", "vector", t, t)
-        spread = VectorStep((1, 1, t), Access(stored.buffer), target=Access(tile, s0=1))
-        back = VectorStep((1, 1, 1), Access(tile, transposed=True), target=Access(stored.buffer))
-        for step in (spread, back):
-            step.layer, step.phase, step.text = layer_of(node), phase_of(node), "spread"
-            self.out.steps.append(step)
+            splat(self, node, stored)
 
     # Moving rows --------------------------------------------------------------------------------
 
@@ -521,57 +328,24 @@ class Selector:
         rows = stored.grid.j * self.t
         return Access(stored.buffer, s2=rows, s0=1, transposed=not stored.transposed)
 
-    def concat(self, node: Node) -> None:
-        """Features are rows of the transposed tensor, so any widths join."""
-        self.assemble(node, [(x, 0, x.shape[1]) for x in node.inputs])
-
-    def slice(self, node: Node) -> None:
-        """The rows of some features."""
-        start, stop = node.attrs["start"], node.attrs["stop"]
-        self.assemble(node, [(node.inputs[0], start, stop)])
-
-    def assemble(self, node: Node, parts: list[tuple[Node, int, int]]) -> None:
-        """Copy feature ranges one after the other into a transposed tensor, then quantise it if need be."""
-        grid, t = self.keep.grid(node), self.t
-        column = grid.columns == 1
-        buffer = Buffer(node.name or node.op, "vector", grid.row_count, 1 if column else t)
-        lanes = Limit(2, grid.rows % t) if grid.rows % t else Limit()
-        at = 0
-        moves: list[tuple[tuple[int, int, int], Value, int]] = []
-        for x, start, stop in parts:
-            source = self.features(x)
-            source = replace(source, offset=source.offset + start)
-            moves.append(((grid.m, 1, stop - start), source, at))
-            at += stop - start
-        if at % t and not column:
-            moves.append(((grid.m, 1, grid.j * t - at), Source.ZERO, at))
-        for loops, source, offset in moves:
-            target = Access(buffer, s2=1 if column else grid.j * t, s0=1, offset=offset)
-            step = VectorStep(loops, source, lane_limit=lanes, target=target, text=node.op)
-            step.layer, step.phase = layer_of(node), phase_of(node)
-            self.out.steps.append(step)
-        self.stored[node] = Stored(buffer, grid, grid.kind, transposed=not column)
-        self.complete(node)
-
     def complete(self, node: Node) -> None:
         """Copy a computed tensor to the tiles or the state that it should also be in."""
         grid = self.keep.grid(node)
         stored = self.stored[node]
-        wanted = any(n.op == "quantise" and n.inputs[0] is node for n in self.nodes)
-        if wanted:
+        if node in self.fold.quantises:
             walk = Walk.TRANSPOSED if stored.transposed else Walk.NORMAL
             step = VectorStep(self.loops(grid), self.access(node, grid, walk), text="quantise")
             self.quantise_targets(node, step, walk)
             self.emit(node, step, walk, None)
             self.stored[node] = stored
-        state = self.targets.pop(node, None)
+        state = self.fold.targets.pop(node, None)
         if state is not None:
             self.copy_to_state(state, node)
 
     def copy_to_state(self, state: Node, value: Node) -> None:
         """Write a value to a state's place."""
         grid = self.keep.grid(state)
-        immediate = self.immediate(value)
+        immediate = self.fold.immediate(value)
         source = self.access(value, grid, Walk.NORMAL) if immediate is None else immediate
         step = VectorStep(self.loops(grid), source, text="update")
         if state.name in self.keep.state_tiles:

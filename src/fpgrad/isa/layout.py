@@ -22,7 +22,7 @@ def bits(
     """A field of ``width`` bits."""
     value = enum(default) if enum is not None else default
     return dataclasses.field(
-        default=value, metadata={"bits": width, "signed": signed, "enum": enum}
+        default=value, metadata={"bits": width, "signed": signed, "enum": enum, "default": default}
     )
 
 
@@ -66,7 +66,7 @@ def layout(cls: type) -> tuple[Bits, ...]:
                 offset = leaves[-1].offset + leaves[-1].width if leaves else 0
                 m = f.metadata
                 leaves.append(
-                    Bits(prefix + f.name, offset, m["bits"], m["signed"], m["enum"], int(f.default))
+                    Bits(prefix + f.name, offset, m["bits"], m["signed"], m["enum"], m["default"])
                 )
 
     walk(cls, "")

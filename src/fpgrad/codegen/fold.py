@@ -1,0 +1,168 @@
+"""Folding: which nodes share a pass, and in what order the passes may come.
+
+Users are looked at before what they use, so that a node is folded into its only user when the machine can do both in
+one pass, and gets a pass of its own otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, Match, candidates, reduction
+from fpgrad.codegen.steps import Scalar, Value
+from fpgrad.codegen.storage import Grid, Walk
+from fpgrad.errors import GraphError
+from fpgrad.graph import Function, Node
+from fpgrad.isa.instructions import Source
+
+
+class Folding:
+    """The passes of one function.
+
+    Args:
+        function: at stage "quantised".
+        side: T.
+    """
+
+    def __init__(self, function: Function, side: int) -> None:
+        self.t = side
+        self.nodes = function.nodes()
+        self.uses: Counter[Node] = Counter()
+        for node in self.nodes:
+            self.uses.update(node.inputs)
+        self.uses.update(function.roots)
+        self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
+        for state, value in function.updates:
+            if not value.is_leaf and value not in self.targets and value.op != "quantise":
+                self.targets[value] = state
+        self.output_names = {node: name for name, node in function.outputs}
+        self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}
+        self.matches: dict[Node, Match] = {}
+        self.absorbed: set[Node] = set()
+
+    def choose(self) -> list[Node]:
+        """Fold nodes into passes, users first; returns the nodes to compute, in an order that respects updates."""
+        roots: list[Node] = []
+        for node in reversed(self.nodes):
+            if node.is_leaf or node in self.absorbed or node.op == "quantise":
+                continue
+            roots.append(node)
+            if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
+                match = next(
+                    (m for m in candidates(node, self.single) if self.possible(node, m)), None
+                )
+                if match is None:
+                    raise GraphError(
+                        f"{node.name or node.op}: {node.op} of shapes "
+                        f"{' and '.join(str(x.shape) for x in node.inputs)} has no pass"
+                    )
+                self.matches[node] = match
+                self.absorbed.update(match.absorbed)
+                streamed = self.streamed(node, match)
+                if streamed is not None:
+                    self.absorbed.add(streamed)
+            elif node.op in REDUCTIONS:
+                match = reduction(node, self.single)
+                self.matches[node] = match
+                self.absorbed.update(match.absorbed)
+        return self.ordered(list(reversed(roots)))
+
+    def single(self, node: Node) -> bool:
+        """Whether a node can be folded into its only user."""
+        return self.uses[node] == 1 and node not in self.targets and node not in self.output_names
+
+    def streamed(self, node: Node, match: Match) -> Node | None:
+        """The product or random tensor that the pass takes as it comes, if there is one."""
+        if (
+            self.walk(node, match.leaves) is Walk.TRANSPOSED
+            and Grid(*node.shape, self.t).kind == "tiles"
+        ):
+            return None
+        for leaf in match.leaves:
+            if leaf.op in ("matmul", "uniform") and self.single(leaf) and leaf.shape == node.shape:
+                if leaf.op == "matmul" and leaf.shape == (1, 1):
+                    continue
+                if match.leaves.count(leaf) == 1:
+                    return leaf
+        return None
+
+    def walk(self, node: Node, leaves: tuple[Node, ...]) -> Walk | None:
+        """How the pass must go; None when its operands contradict each other."""
+        rows, columns = node.shape
+        if rows == 1 or columns == 1:
+            return Walk.NORMAL
+        transposed = any(x.shape == (rows, 1) for x in leaves)
+        normal = node in self.targets or any(
+            (x.shape == (1, columns) and x.op != "const")
+            or x.op == "uniform"
+            or (x.op == "input" and x.shape[1] > self.t)
+            for x in leaves
+        )
+        if transposed:
+            return None if normal else Walk.TRANSPOSED
+        return Walk.NORMAL
+
+    def possible(self, node: Node, match: Match) -> bool:
+        """Whether one pass of the machine can do it."""
+        if self.walk(node, match.leaves) is None:
+            return False
+        streamed = self.streamed(node, match)
+        immediates: set[object] = set()
+        streams: set[Node] = set()
+        for leaf in match.leaves:
+            value = self.immediate(leaf)
+            if value is not None:
+                if not isinstance(value, Source):
+                    immediates.add(value)
+            elif leaf is not streamed:
+                if leaf.op == "uniform":
+                    return False
+                streams.add(leaf)
+        return len(immediates) <= 2 and len(streams) <= 2
+
+    def immediate(self, leaf: Node) -> Value | None:
+        """The value of a leaf that needs no memory."""
+        if leaf.op == "const" and leaf.shape == (1, 1):
+            value = float(leaf.value[0, 0])
+            return {0.0: Source.ZERO, 1.0: Source.ONE}.get(value, value)
+        if leaf.op == "input" and leaf.attrs["kind"] == "scalar":
+            return Scalar(leaf.name)
+        return None
+
+    def ordered(self, roots: list[Node]) -> list[Node]:
+        """Topological order in which a state's new value comes after every other reader of its old value."""
+        memory_inputs: dict[Node, set[Node]] = {}
+        for root in roots:
+            seen: set[Node] = set()
+            stack = list(root.inputs)
+            while stack:
+                x = stack.pop()
+                if x.op == "quantise" or x in self.absorbed:
+                    stack.extend(x.inputs)
+                else:
+                    seen.add(x)
+            memory_inputs[root] = seen
+        after: dict[Node, set[Node]] = {
+            r: {x for x in memory_inputs[r] if not x.is_leaf} for r in roots
+        }
+        for value, state in self.targets.items():
+            after[value] |= {r for r in roots if r is not value and state in memory_inputs[r]}
+        done: dict[Node, None] = {}
+        position = {r: i for i, r in enumerate(roots)}
+        visiting: set[Node] = set()
+
+        def visit(node: Node) -> None:
+            if node in done:
+                return
+            if node in visiting:
+                raise GraphError(
+                    f"{node.name or node.op}: a state's new value is read where its old one is needed"
+                )
+            visiting.add(node)
+            for x in sorted(after[node], key=position.__getitem__):
+                visit(x)
+            done[node] = None
+
+        for root in roots:
+            visit(root)
+        return list(done)
