@@ -199,6 +199,13 @@ class Load(wiring.Component):
         lane_bits, beats = exact_log2(t), t // w
         shift = WORD_BITS - config.vector.number.width
 
+        # Beats are taken into a register first: in a simulation, logic behind inputs is expensive.
+        arrived = Signal()
+        words = Signal(beat_layout(config), reset_less=True)
+        m.d.sync += arrived.eq(self.beats.valid & running)
+        with m.If(self.beats.valid):
+            m.d.sync += words.eq(self.beats.payload)
+
         beat = Signal(range(beats))
         got, in_group = Signal(COUNT_BITS), Signal(COUNT_BITS)
         next_row = Signal(ROW_BITS)
@@ -210,13 +217,13 @@ class Load(wiring.Component):
             last_beat.eq(beat == beats - 1),
             group_ends.eq(in_group == i.rows - 1),
             fill.addr.eq(Cat(beat[: exact_log2(beats)], got_index[0])),
-            fill.data.eq(self.beats.payload),
+            fill.data.eq(words),
             self.inbox_write.eq(writes),
         ]
         m.d.sync += [writes.eq(0), ends.eq(0), self.done.eq(ends)]
         with m.If(~running):
             m.d.sync += [got.eq(0), in_group.eq(0), beat.eq(0), next_row.eq(i.inbox)]
-        with m.Elif(self.beats.valid):
+        with m.Elif(arrived):
             m.d.comb += fill.en.eq(is_index)
             m.d.sync += beat.eq(Mux(last_beat, 0, beat + 1))
             with m.If(is_index):
@@ -226,7 +233,7 @@ class Load(wiring.Component):
                     for b in range(beats):
                         with m.Case(b):
                             m.d.sync += [
-                                self.inbox_data[b * w + k].eq(self.beats.payload[k] >> shift)
+                                self.inbox_data[b * w + k].eq(words[k] >> shift)
                                 for k in range(w)
                             ]
                 m.d.sync += [writes.eq(last_beat), self.inbox_row.eq(next_row)]

@@ -24,7 +24,8 @@ class Top(wiring.Component):
     """A core whose ports are single signals; ``clk`` and ``rst`` (synchronous) are added to them.
 
     Members:
-        host_address, host_write, host_data, host_read_data: the register port.
+        host_address, host_write, host_data, host_read_data: the register port; a word is on
+            ``host_read_data`` two cycles after its address.
         running: high during a run.
         read_request_*, read_beat_*: reading external memory; ``read_beat_<n>`` is word ``n``.
         write_request_*, write_beat_*: writing external memory.
@@ -63,14 +64,17 @@ class Top(wiring.Component):
         return self._config
 
     def elaborate(self, platform: object) -> Module:
-        """Renames; no logic."""
+        """Renames; a register before the host port."""
         del platform
         m = Module()
         m.submodules.core = core = Core(self._config)
-        m.d.comb += [
+        # In a simulation, logic behind inputs is evaluated on both edges of the clock.
+        m.d.sync += [
             core.host.address.eq(self.host_address),
             core.host.write.eq(self.host_write),
             core.host.data.eq(self.host_data),
+        ]
+        m.d.comb += [
             self.host_read_data.eq(core.host.read_data),
             self.running.eq(core.running),
             core.read_beats.valid.eq(self.read_beat_valid),

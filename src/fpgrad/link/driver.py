@@ -12,6 +12,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
 from fpgrad.isa.instructions import Unit
 from fpgrad.isa.program import Entry, Program
+from fpgrad.isa.ranges import check_entry
 from fpgrad.isa.registers import (
     BASE_REGISTERS,
     MAGIC,
@@ -82,6 +83,7 @@ class LinkExecutor:
             raise ProgramError(
                 f"entry must be one of {sorted(self._program.entries)}, not {entry!r}"
             )
+        check_entry(self._program, self._program.entries[entry])
         self._start(self._program.entries[entry], steps, bases)
         status = self.link.wait(self.timeout)
         if status & Status.RUNNING:

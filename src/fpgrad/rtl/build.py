@@ -71,6 +71,8 @@ public_flat_rw -module "*.inbox" -var "bank_*"
 public_flat_rw -module "*.outbox" -var "bank_*"
 public_flat_rw -module "*.mantissas" -var "bank_*"
 public_flat_rw -module "*.exponents" -var "words"
+public_flat_rw -module "*.core.vector" -var "scalar*"
+public_flat_rw -module "*.random" -var "state"
 """
 
 

@@ -105,8 +105,8 @@ class VerilatedLink(Link):
         end = time.monotonic() + timeout
         chunk = CHUNK
         while True:
-            # START takes two cycles to be seen in `running`.
-            self._c.fpgrad_tick(self.handle, 2)
+            # START takes three cycles to be seen in `running`.
+            self._c.fpgrad_tick(self.handle, 3)
             used = int(self._c.fpgrad_run(self.handle, chunk))
             if used < chunk:
                 self._c.fpgrad_tick(self.handle, SETTLE)

@@ -141,6 +141,7 @@ void fpgrad_read(void* handle, uint32_t address, uint64_t count, uint32_t* value
     auto& m = *static_cast<Machine*>(handle);
     for (uint64_t n = 0; n < count; ++n) {
         m.top->host_address = address + n;
+        tick(m);  // into the register before the port
         tick(m);
         values[n] = m.top->host_read_data;
     }

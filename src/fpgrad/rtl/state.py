@@ -24,8 +24,8 @@ ROW_MEMORIES = {
     "mantissas": "mantissas",
 }
 
-#: Registers of the vector unit, one a lane: name in a dump, name of the signals in the design.
-LANE_REGISTERS = {"scalars": "scalar", "random": "random"}
+#: Registers of the vector unit, one a lane: name in a dump, pattern of their names in the design.
+LANE_REGISTERS = {"scalars": r"vector\.scalar(\d+)", "random": r"lane(\d+)\.random\.state"}
 
 
 class State:
@@ -86,9 +86,11 @@ class State:
         return banks[(row + lane) % self._t, row]
 
     def _registers(self, name: str) -> list[NDArray[Any]]:
-        raise NotImplementedError(name)
+        return self._find("core", rf"(?:vector\.)?{LANE_REGISTERS[name]}")
 
     def _lanes(self, name: str) -> NDArray[np.int64]:
+        if name == "random" and not self._config.vector.random:
+            return np.ones(self._t, np.int64)
         return np.array([int(r[0]) for r in self._registers(name)], np.int64)
 
     def _find(self, instance: str, pattern: str) -> list[NDArray[Any]]:
