@@ -85,8 +85,8 @@ class Generator:
     def draw(self, count: int) -> list[Step]:
         """``count`` draws; a matrix draw is two instructions."""
         weights = np.array([w for _, w in self.kinds])
-        for k in self.random.choice(len(self.kinds), count, p=weights / weights.sum()):
-            self.kinds[int(k)][0]()
+        for _ in range(count):
+            self.kinds[self.random.choice(len(self.kinds), p=weights / weights.sum())][0]()
         return self.steps
 
     # Small choices -------------------------------------------------------------------------
@@ -356,7 +356,12 @@ def random_program(
     """
     g = Generator(config, seed, kinds)
     t, m = config.side, config.memory
-    g.add(Unit.LOAD, Load(1, m.inbox_rows, DramAddress(0, 0)), set(), {("INBOX", r) for r in range(m.inbox_rows)})
+    g.add(
+        Unit.LOAD,
+        Load(1, m.inbox_rows, DramAddress(0, 0)),
+        {("DRAM", r) for r in range(m.inbox_rows)},
+        {("INBOX", r) for r in range(m.inbox_rows)},
+    )
     fill = min(m.vector_rows, m.inbox_rows)
     for at in range(0, m.vector_rows - fill + 1, fill):
         g.add(
@@ -410,6 +415,7 @@ def random_program(
         tuple(len(units[u]) for u in Unit),  # type: ignore[arg-type]
         tuple(tuple(row) for row in initial),  # type: ignore[arg-type]
     )
-    words = numbers(config, g.random, DRAM_ROWS * t).reshape(-1, t) << (32 - config.vector.number.width)
-    words[DRAM_ROWS - INDEX_ROWS :] = g.random.integers(0, 64, (INDEX_ROWS, t))
+    filling = np.random.default_rng(seed)
+    words = numbers(config, filling, DRAM_ROWS * t).reshape(-1, t) << (32 - config.vector.number.width)
+    words[DRAM_ROWS - INDEX_ROWS :] = filling.integers(0, 64, (INDEX_ROWS, t))
     return Program(config, units, {"main": entry}), words.astype(np.uint32)
