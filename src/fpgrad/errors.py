@@ -49,6 +49,10 @@ class ModelNotCompiledError(ModelError):
     """The model has no loss or optimizer: ``model.compile`` was not called."""
 
 
+class ModelFileError(ModelError, ValueError):
+    """A file holds no model that the framework can read, or is not there."""
+
+
 class UnsupportedFrameworkError(ModelError, TypeError):
     """No front end knows the class of the object given as a model."""
 

@@ -24,6 +24,7 @@ class ExactSession:
         }
         self.calls: list[tuple[str, int]] = []
         self.uploads = 0
+        self.released = 0
         self._states: dict[str, np.ndarray] = {}
         self._roles: dict[str, str] = {}
         for function in functions.values():
@@ -51,6 +52,10 @@ class ExactSession:
                 array = array[:, None]
             resident[name] = np.concatenate([array, np.zeros((1, array.shape[1]))])
         return resident
+
+    def release(self, dataset: dict[str, np.ndarray]) -> None:
+        self.released += 1
+        dataset.clear()
 
     def train(self, data, order, scalars, seeds) -> dict[str, float]:
         return self._steps("train", data, order, scalars, seeds)

@@ -43,7 +43,7 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "to_numpy"):
         return value.to_numpy()
     if keras.ops.is_tensor(value):
-        return keras.ops.convert_to_numpy(value)
+        return np.asarray(keras.ops.convert_to_numpy(value))
     return np.asarray(value)
 
 
@@ -66,10 +66,10 @@ def split_validation(
     x: Any, y: Any, sample_weight: Any, fraction: float
 ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
     """Splits off the last ``fraction`` of the samples, as Keras's ``validation_split`` does."""
-    train, validation = array_slicing.train_validation_split(
+    parts: Any = array_slicing.train_validation_split(
         (x, y, sample_weight), validation_split=fraction
     )
-    return train, validation
+    return parts
 
 
 def array_batches(
@@ -80,9 +80,8 @@ def array_batches(
     shuffle: bool | str,
 ) -> EpochIterator:
     """Returns the batches of ``samples`` resident samples: each is an array of sample indices."""
-    adapter = ArrayDataAdapter(
-        np.arange(samples), batch_size=batch_size, steps=steps, shuffle=shuffle
-    )
+    how: Any = shuffle
+    adapter = ArrayDataAdapter(np.arange(samples), batch_size=batch_size, steps=steps, shuffle=how)
     return _IndexIterator(adapter, steps_per_epoch=steps)
 
 
@@ -96,5 +95,5 @@ def numpy_batches(
 class _IndexIterator(EpochIterator):
     """Batches of indices; a plain generator is enough, since nothing is converted."""
 
-    def _get_iterator(self) -> Iterator[np.ndarray]:
+    def _get_iterator(self) -> Iterator[Any]:
         return self.data_adapter.get_numpy_iterator()

@@ -7,6 +7,7 @@ would train on nonsense without a word.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fpgrad.errors import DataShapeError, InvalidArgumentError, LabelError, NonF
 from fpgrad.frontend.lowered import InputBinding, Lowered, TargetBinding, TargetKind
 from fpgrad.keras.adapters import to_numpy
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "random_samples"]
 
 
 class Layout:
@@ -214,3 +215,23 @@ def _common_length(arrays: Mapping[str, np.ndarray], model: str) -> int:
 def _shape_text(shape: Sequence[int | None]) -> str:
     inside = ", ".join("n" if size is None else str(size) for size in shape)
     return f"({inside},)" if len(shape) == 1 else f"({inside})"
+
+
+def random_samples(lowered: Lowered, samples: int, seed: int) -> dict[str, np.ndarray]:
+    """Returns valid graph inputs for ``samples`` samples, drawn from a generator seeded anew."""
+    rng = np.random.default_rng(seed)
+    arrays = {
+        binding.name: rng.standard_normal((samples, binding.features), dtype=np.float32)
+        for binding in lowered.inputs
+    }
+    if lowered.training is None:
+        return arrays
+    target = lowered.training.target
+    if target.kind is TargetKind.CLASS_INDEX:
+        y = rng.integers(0, target.classes, (samples, 1)).astype(np.float32)
+    elif target.bounds is None:
+        y = rng.standard_normal((samples, prod(target.shape)), dtype=np.float32)
+    else:
+        y = rng.uniform(*target.bounds, (samples, prod(target.shape))).astype(np.float32)
+    ones = np.ones((samples, 1), np.float32)
+    return {**arrays, target.name: y, "sample_weight": ones, "valid": ones}

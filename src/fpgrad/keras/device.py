@@ -19,12 +19,13 @@ from keras.optimizers import schedules
 from fpgrad.frontend.keras import lower
 from fpgrad.frontend.lowered import Lowered
 from fpgrad.graph import Function
+from fpgrad.keras.data import random_samples
 from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
 from fpgrad.keras.seeds import StepSeeds
 from fpgrad.keras.sources import Placed
 from fpgrad.transform import slot_state
 
-__all__ = ["Compiled", "Device", "OpenSession"]
+__all__ = ["Compiled", "Device", "OpenSession", "Trial"]
 
 OpenSession = Callable[[Mapping[str, Function]], Any]
 """Opens a session for the functions of one batch size."""
@@ -70,6 +71,17 @@ class Compiled:
         return frozenset(state.name for state, _ in train.updates) if train else frozenset()
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Everything that some training steps depend on, in the terms of a session."""
+
+    data: dict[str, np.ndarray]
+    order: np.ndarray
+    scalars: dict[str, np.ndarray]
+    states: dict[str, np.ndarray]
+    seeds: np.ndarray | None
+
+
 class Device:
     """Compiles a Keras model on demand, runs steps, and moves variables."""
 
@@ -81,7 +93,8 @@ class Device:
         self._fingerprint: object = None
         self._ahead: Compiled | None = None
         self._seeds = StepSeeds(model)
-        self.past: dict[str, int] = {}
+        self._past_counts: dict[str, int] = {}
+        self.last_batch_size: int | None = None
 
     # Compiling ---------------------------------------------------------------------------------
 
@@ -105,6 +118,7 @@ class Device:
             self.pull()
         if self._ahead is None:
             self._push(found)
+        self.last_batch_size = found.batch_size
         return found
 
     def description(self, *, training: bool) -> Lowered:
@@ -156,25 +170,42 @@ class Device:
                 self.pull()
             for compiled in self._compiled.values():
                 for name, count in compiled.session.counters.items():
-                    self.past[name] = self.past.get(name, 0) + count
+                    self._past_counts[name] = self._past_counts.get(name, 0) + count
             self._compiled.clear()
             self._descriptions.clear()
             self._fingerprint = fingerprint
 
     def counters(self) -> dict[str, int]:
         """The executors' counters, summed over everything that was compiled."""
-        total = dict(self.past)
+        total = dict(self._past_counts)
         for compiled in self._compiled.values():
             for name, count in compiled.session.counters.items():
                 total[name] = total.get(name, 0) + int(count)
         return total
+
+    def trial(self, steps: int, batch_size: int, seed: int) -> Trial:
+        """Returns random data for ``steps`` training steps from the model's present variables."""
+        lowered = self.description(training=True)
+        built = self.steps(batch_size, training=True)
+        links = _links(self.model, lowered, built)
+        optimizer = self.model.optimizer
+        first = int(_number(optimizer._iterations))
+        scalars = {"inv_count": np.full(steps, 1.0 / batch_size)}
+        scalars.update(_optimizer_scalars(built, optimizer, first, steps))
+        return Trial(
+            data=random_samples(lowered, steps * batch_size, seed),
+            order=np.arange(steps * batch_size).reshape(steps, batch_size),
+            scalars=scalars,
+            states={link.state: _read(link) / link.scale for link in links},
+            seeds=self._seeds.draw(first, steps) if built.seeded else None,
+        )
 
     # Running -----------------------------------------------------------------------------------
 
     def train(self, compiled: Compiled, placed: Placed) -> dict[str, float]:
         """Runs training steps and returns the sum of every metric state."""
         optimizer = self.model.optimizer
-        first = int(ops.convert_to_numpy(optimizer._iterations))
+        first = int(_number(optimizer._iterations))
         steps = len(placed.counts)
         scalars = {"inv_count": 1.0 / placed.counts}
         scalars.update(_optimizer_scalars(compiled.steps, optimizer, first, steps))
@@ -235,7 +266,8 @@ class Device:
         changed: dict[str, np.ndarray] = {}
         for link in compiled.links:
             value = _read(link)
-            if not np.array_equal(value, compiled.synced.get(link.state)):
+            known = compiled.synced.get(link.state)
+            if known is None or not np.array_equal(value, known):
                 changed[link.state] = value
         if changed:
             scales = {link.state: link.scale for link in compiled.links}
@@ -298,7 +330,12 @@ def _learning_rates(optimizer: Any, first: int, count: int) -> list[float]:
     """The learning rate of each step: a schedule's, a function's, or the variable's."""
     rate = optimizer._learning_rate
     if isinstance(rate, schedules.LearningRateSchedule):
-        return [float(ops.convert_to_numpy(rate(first + step))) for step in range(count)]
+        return [_number(rate(first + step)) for step in range(count)]
     if callable(rate) and not hasattr(rate, "assign"):
-        return [float(ops.convert_to_numpy(rate())) for _ in range(count)]
-    return [float(ops.convert_to_numpy(rate))] * count
+        return [_number(rate()) for _ in range(count)]
+    return [_number(rate)] * count
+
+
+def _number(scalar: Any) -> float:
+    """A Keras scalar, variable or tensor as a Python number."""
+    return float(np.asarray(ops.convert_to_numpy(scalar)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -144,6 +146,9 @@ class FPGA:
         finally:
             # Also when the user interrupts: what was trained is not lost.
             self._device.pull()
+            source.close()
+            if validation is not None:
+                validation.close()
         saturation.report(history)
         return history
 
@@ -160,8 +165,9 @@ class FPGA:
     ) -> Any:
         """Returns loss and metrics; the arguments are those of ``keras.Model.evaluate``."""
         source = self._source(x, y, sample_weight, batch_size=batch_size, steps=steps)
-        self._device.push()
-        logs = loops.evaluate(self._device, source, callbacks=callbacks, verbose=verbose)
+        with contextlib.closing(source):
+            self._device.push()
+            logs = loops.evaluate(self._device, source, callbacks=callbacks, verbose=verbose)
         return logs if return_dict else self.model._flatten_metrics_in_order(logs)
 
     def predict(
@@ -174,8 +180,9 @@ class FPGA:
     ) -> np.ndarray:
         """Returns the model's outputs, float32 of shape (samples, *output shape)."""
         source = self._source(x, batch_size=batch_size, steps=steps, with_target=False)
-        self._device.push()
-        return loops.predict(self._device, source, callbacks=callbacks, verbose=verbose)
+        with contextlib.closing(source):
+            self._device.push()
+            return loops.predict(self._device, source, callbacks=callbacks, verbose=verbose)
 
     def train_on_batch(
         self,
@@ -195,8 +202,8 @@ class FPGA:
                     "sample_weight"
                 )
             sample_weight = class_weights(to_numpy(y), class_weight)
-        source = self._batch(x, y, sample_weight)
-        logs = loops.train_on_batch(self._device, source)
+        with contextlib.closing(self._batch(x, y, sample_weight)) as source:
+            logs = loops.train_on_batch(self._device, source)
         return logs if return_dict else self.model._flatten_metrics_in_order(logs)
 
     def test_on_batch(
@@ -205,8 +212,8 @@ class FPGA:
         """Returns the loss and metrics of one batch."""
         self._build(x)
         self._device.push()
-        source = self._batch(x, y, sample_weight)
-        logs = loops.evaluate(self._device, source, callbacks=None, verbose=0)
+        with contextlib.closing(self._batch(x, y, sample_weight)) as source:
+            logs = loops.evaluate(self._device, source, callbacks=None, verbose=0)
         return logs if return_dict else self.model._flatten_metrics_in_order(logs)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
@@ -224,14 +231,81 @@ class FPGA:
         """Returns the graph functions that are compiled for batches of ``batch_size`` samples."""
         return self._device.steps(batch_size, training=self.model.compiled).functions
 
-    def summary(self) -> str:
+    def program(self, batch_size: int = 32) -> Any:
+        """Returns the machine's program, with the machine's configuration in it.
+
+        Raises:
+            UnsupportedModelError: with everything in the model that cannot be compiled.
+            MemoryCapacityError: if the machine given as ``config`` is too small.
+        """
+        from fpgrad.flow.build import compile_model
+
+        return compile_model(self.functions(batch_size), self.config)
+
+    def summary(self, *, clock_hz: float = 100e6, batch_size: int | None = None) -> str:
         """Returns a report: cycles by layer and phase, utilisation, memory, what a chip needs.
 
-        It is of the machine that was used last, or for batches of 32 before any.
+        Args:
+            clock_hz: the clock for which times are stated.
+            batch_size: samples in a batch; by default that of the last step, 32 before any.
         """
-        from fpgrad.keras.summary import summary
+        from fpgrad.flow.estimate import summarise
+        from fpgrad.report import render
 
-        return summary(self)
+        program = self.program(batch_size or self._device.last_batch_size or 32)
+        saturated = {name: n for name, n in self.counters.items() if name.startswith("saturated")}
+        return render(
+            summarise(
+                program,
+                model=self.model.name,
+                entry="train" if self.model.compiled else "predict",
+                clock_hz=clock_hz,
+                saturations={name: n for name, n in saturated.items() if n},
+            )
+        )
+
+    def verify(
+        self,
+        *,
+        backend: str | None = None,
+        against: str = "emulator",
+        steps: int = 3,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> Any:
+        """Trains the same steps on random data on two executors and compares every word.
+
+        The user's model keeps its weights.
+
+        Args:
+            backend: the first executor; by default that of this object.
+            against: the second.
+            steps: training steps.
+            batch_size: samples in a batch.
+            seed: of the data.
+
+        Returns:
+            a `fpgrad.flow.verify.Verification`.
+        """
+        from fpgrad.flow.verify import verify
+
+        trial = self._device.trial(steps, batch_size, seed)
+        return verify(
+            self.program(batch_size),
+            trial.data,
+            trial.order,
+            trial.scalars,
+            trial.states,
+            backend=backend or self.backend,
+            against=against,
+            seeds=trial.seeds,
+        )
+
+    def export_verilog(self, directory: str | Path, batch_size: int = 32) -> list[Path]:
+        """Writes the generated design as Verilog with its program, and returns the files."""
+        from fpgrad.flow.export import export_verilog
+
+        return export_verilog(self.program(batch_size), directory)
 
     # Data --------------------------------------------------------------------------------------
 

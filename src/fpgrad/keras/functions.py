@@ -27,6 +27,7 @@ from fpgrad.transform import (
     build_evaluation,
     build_prediction,
     build_training,
+    lower,
 )
 from fpgrad.transform import losses as loss_library
 from fpgrad.transform import metrics as metric_library
@@ -45,7 +46,10 @@ _LARGE_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Steps:
-    """The functions of a session by name, and the optimizer whose scalars the host computes."""
+    """The functions of a session by name, and the optimizer whose scalars the host computes.
+
+    The functions are of stage "quantised", what code generation takes.
+    """
 
     functions: Mapping[str, Function]
     optimizer: Optimizer | None
@@ -54,7 +58,7 @@ class Steps:
 
 def build_steps(lowered: Lowered) -> Steps:
     """Returns "predict" and, if the model was lowered for training, "train" and "evaluate"."""
-    predict = build_prediction(lowered.forward)
+    predict = lower(build_prediction(lowered.forward))
     training = lowered.training
     if training is None:
         return Steps({"predict": predict}, None, seeded=False)
@@ -71,9 +75,8 @@ def build_steps(lowered: Lowered) -> Steps:
     train = build_training(lowered.forward, loss, optimizer, in_training, regularisers)
     evaluate = build_evaluation(lowered.forward, loss, metrics, regularisers)
     seeded = any(node.attrs["kind"] == "seed" for node in train.inputs)
-    return Steps(
-        {"train": train, "evaluate": evaluate, "predict": predict}, optimizer, seeded=seeded
-    )
+    functions = {"train": lower(train), "evaluate": lower(evaluate), "predict": predict}
+    return Steps(functions, optimizer, seeded=seeded)
 
 
 def with_host_metrics(training: Training) -> Training:

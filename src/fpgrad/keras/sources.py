@@ -82,6 +82,10 @@ class Source(Protocol):
         """Puts a group of batches on the device; what the last group needed alone is released."""
         ...
 
+    def close(self) -> None:
+        """Releases the device memory that the samples take."""
+        ...
+
 
 def open_source(
     x: Any,
@@ -157,6 +161,7 @@ class _ArraySource:
         self._targets: np.ndarray | None = None
         self._iterator: Any = None
         self._resident: tuple[Any, Any] | None = None
+        self._group = _Group()
 
     @property
     def num_batches(self) -> int | None:
@@ -177,7 +182,7 @@ class _ArraySource:
             self._iterator = array_batches(
                 samples, batch_size=batch_size, steps=steps, shuffle=shuffle
             )
-        self._resident = None
+        self.close()
 
     def reset(self) -> None:
         self._iterator.reset()
@@ -198,15 +203,22 @@ class _ArraySource:
         sums = _per_batch(row_weights, counts)
         if normaliser is not Normaliser.COUNT:
             chosen = {name: array[rows] for name, array in self._encoded.items()}
-            dataset = _upload_scaled(session, chosen, counts, sums, normaliser)
+            dataset = self._group.upload(session, chosen, counts, sums, normaliser)
             order = _order(batches=_consecutive(counts), size=session.batch_size)
         else:
             if self._resident is None or self._resident[0] is not session:
+                self.close()
                 self._resident = (session, session.upload(self._encoded))
             dataset = self._resident[1]
             order = _order(batches, session.batch_size)
         targets = None if self._targets is None else self._targets[rows]
         return Placed(dataset, order, counts, sums, targets, row_weights)
+
+    def close(self) -> None:
+        self._group.close()
+        if self._resident is not None:
+            _release(*self._resident)
+            self._resident = None
 
 
 class _StreamSource:
@@ -229,6 +241,7 @@ class _StreamSource:
         )
         self._with_target = with_target
         self._layout: Layout | None = None
+        self._group = _Group()
         self._limit: int | None = self._iterator.data_adapter.batch_size
 
     @property
@@ -261,21 +274,23 @@ class _StreamSource:
         merged = {name: np.concatenate([arrays[name] for arrays in encoded]) for name in encoded[0]}
         row_weights = merged["sample_weight"][:, 0] if self._with_target else None
         sums = _per_batch(row_weights, counts)
-        dataset = _upload_scaled(session, merged, counts, sums, normaliser)
+        dataset = self._group.upload(session, merged, counts, sums, normaliser)
         targets = None
         if self._with_target:
             targets = np.concatenate([to_numpy(y) for _, y, _ in batches])
         order = _order(_consecutive(counts), session.batch_size)
         return Placed(dataset, order, counts, sums, targets, row_weights)
 
+    def close(self) -> None:
+        self._group.close()
+
 
 def _length(x: Any) -> int:
     while isinstance(x, dict | list | tuple):
         x = next(iter(x.values())) if isinstance(x, dict) else x[0]
-    shape = getattr(x, "shape", ())
-    if not len(shape):
+    if np.ndim(x) == 0:
         raise DataShapeError(f"a batch of x must be an array with samples first, not {x!r}")
-    return int(shape[0])
+    return len(x)
 
 
 def _per_batch(row_weights: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
@@ -297,22 +312,44 @@ def _order(batches: Sequence[np.ndarray], size: int) -> np.ndarray:
     return order
 
 
-def _upload_scaled(
-    session: Any,
-    arrays: dict[str, np.ndarray],
-    counts: np.ndarray,
-    sums: np.ndarray,
-    normaliser: Normaliser,
-) -> Any:
-    """Uploads rows of consecutive batches.
+class _Group:
+    """The data set of the present group of batches; that of the last one is released."""
 
-    The step divides the weighted losses by the batch's count. A loss with another divisor is the
-    same with weights times count / divisor, and so is its reported mean over samples.
-    """
-    if normaliser is not Normaliser.COUNT:
-        divisors = sums if normaliser is Normaliser.WEIGHT else np.ones(len(counts))
-        # Keras divides by zero to zero.
-        factors = np.divide(counts, divisors, out=np.zeros(len(counts)), where=divisors != 0)
-        scaled = arrays["sample_weight"][:, 0] * np.repeat(factors, counts)
-        arrays = {**arrays, "sample_weight": scaled[:, None].astype(np.float32)}
-    return session.upload(arrays)
+    def __init__(self) -> None:
+        self._held: tuple[Any, Any] | None = None
+
+    def upload(
+        self,
+        session: Any,
+        arrays: dict[str, np.ndarray],
+        counts: np.ndarray,
+        sums: np.ndarray,
+        normaliser: Normaliser,
+    ) -> Any:
+        """Uploads rows of consecutive batches.
+
+        The step divides the weighted losses by the batch's count. A loss with another divisor is
+        the same with weights times count / divisor, and so is its reported mean over samples.
+        """
+        if normaliser is not Normaliser.COUNT:
+            divisors = sums if normaliser is Normaliser.WEIGHT else np.ones(len(counts))
+            # Keras divides by zero to zero.
+            factors = np.divide(counts, divisors, out=np.zeros(len(counts)), where=divisors != 0)
+            scaled = arrays["sample_weight"][:, 0] * np.repeat(factors, counts)
+            arrays = {**arrays, "sample_weight": scaled[:, None].astype(np.float32)}
+        self.close()
+        self._held = (session, session.upload(arrays))
+        return self._held[1]
+
+    def close(self) -> None:
+        """Releases the data set held."""
+        if self._held is not None:
+            _release(*self._held)
+            self._held = None
+
+
+def _release(session: Any, dataset: Any) -> None:
+    """Gives a data set's device memory back, if the session can reuse memory."""
+    release = getattr(session, "release", None)
+    if release is not None:
+        release(dataset)

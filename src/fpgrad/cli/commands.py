@@ -1,0 +1,130 @@
+"""The commands, each a call of the library with its arguments."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fpgrad import __version__
+from fpgrad.cli.environment import keras_frontend
+from fpgrad.errors import FpgradError
+
+__all__ = ["app", "main"]
+
+
+app = typer.Typer(
+    help="Turns a Keras model into a machine that trains it, and runs that machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="What model.save wrote.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples in a training step.")]
+ClockMHz = Annotated[float, typer.Option(min=0.001, help="The clock for which times are stated.")]
+Backend = Annotated[Literal["emulator", "rtl", "reference"], typer.Option(help="The executor.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fpgrad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Turns a Keras model into a machine that trains it, and runs that machine."""
+
+
+@app.command()
+def train(
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training samples.")] = 10,
+    batch_size: BatchSize = 32,
+    backend: Backend = "emulator",
+    seed: Annotated[int, typer.Option(help="Of initial weights and order of samples.")] = 0,
+    clock_mhz: ClockMHz = 100.0,
+) -> None:
+    """Train a 32-64-10 network on scikit-learn's digits, here and in Keras, and compare."""
+    keras_frontend()
+    from fpgrad.keras.demo import train_digits
+
+    result = train_digits(
+        epochs=epochs, batch_size=batch_size, backend=backend, seed=seed, clock_hz=clock_mhz * 1e6
+    )
+    typer.echo()
+    typer.echo(result.summary)
+    for line in result.lines(clock_mhz * 1e6):
+        typer.echo(line)
+
+
+@app.command()
+def check(model: ModelFile, batch_size: BatchSize = 32) -> None:
+    """Compile a model, or list everything in it that is not supported."""
+    frontend = keras_frontend()
+    loaded = frontend.load_model(model)
+    program = frontend.FPGA(loaded).program(batch_size)
+    typer.echo(f"model {loaded.name!r} compiles; program {program.digest}")
+
+
+@app.command()
+def estimate(model: ModelFile, batch_size: BatchSize = 32, clock_mhz: ClockMHz = 100.0) -> None:
+    """Say what training a model costs: cycles, MAC lanes, memory, before any synthesis."""
+    frontend = keras_frontend()
+    fpga = frontend.FPGA(frontend.load_model(model))
+    typer.echo(fpga.summary(clock_hz=clock_mhz * 1e6, batch_size=batch_size))
+
+
+@app.command()
+def verify(
+    model: ModelFile,
+    backend: Backend = "rtl",
+    against: Annotated[
+        Literal["emulator", "rtl", "reference"],
+        typer.Option(help="The executor to compare with."),
+    ] = "emulator",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps on random data.")] = 3,
+    batch_size: BatchSize = 32,
+    seed: Annotated[int, typer.Option(help="Of the random data.")] = 0,
+) -> None:
+    """Run the same training steps on two executors and compare every word."""
+    frontend = keras_frontend()
+    fpga = frontend.FPGA(frontend.load_model(model))
+    outcome = fpga.verify(
+        backend=backend, against=against, steps=steps, batch_size=batch_size, seed=seed
+    )
+    typer.echo(str(outcome))
+    if outcome.differing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verilog(
+    model: ModelFile,
+    directory: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
+    batch_size: BatchSize = 32,
+) -> None:
+    """Write the generated design as Verilog, and the program that trains the model on it."""
+    frontend = keras_frontend()
+    for path in frontend.FPGA(frontend.load_model(model)).export_verilog(directory, batch_size):
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the ``fpgrad`` script.
+
+    What fpgrad raises on purpose is a message to the user and needs no traceback.
+    """
+    try:
+        app()
+    except FpgradError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
