@@ -157,6 +157,14 @@ def form(node: Node) -> object:
             g.mul(g.mul(X, 2.0), g.reduce_sum(X, 1)),
             ("mul", "x", ("mul", ("reduce_sum", "x"), 2.0)),
         ),
+        (
+            g.mul(g.mul(X, g.reduce_sum(X, 1)), g.reduce_max(X, 1)),
+            ("mul", "x", ("mul", ("reduce_sum", "x"), ("reduce_max", "x"))),
+        ),
+        (
+            g.mul(g.mul(X, g.reduce_sum(X, 0)), g.reduce_max(X, 1)),
+            ("mul", ("mul", "x", ("reduce_sum", "x")), ("reduce_max", "x")),
+        ),
         (g.mul(g.mul(X, 2.0), g.relu(X)), ("mul", ("mul", "x", 2.0), ("relu", "x"))),
         (g.add(X, g.mul(g.relu(X), -1.0)), ("sub", "x", ("relu", "x"))),
         (g.add(g.mul(g.relu(X), -1.0), X), ("sub", "x", ("relu", "x"))),

@@ -198,9 +198,11 @@ def _log_softmax(node: Node, dy: Node) -> Cotangents:
 def _softmax_cross_entropy(node: Node, dy: Node) -> Cotangents:
     logits, target = node.inputs
     p = g.softmax(logits)
-    if not node.attrs["normalised"]:
-        p = g.mul(p, g.reduce_sum(target, axis=1))
     d_target = g.mul(g.mul(g.make("log_softmax", (logits,)), dy), -1.0)
+    if node.attrs["normalised"]:
+        # (p - target)*dy, so that target*dy is ready before p, and p*dy joins factors of a column.
+        return g.sub(g.mul(p, dy), g.mul(target, dy)), d_target
+    p = g.mul(p, g.reduce_sum(target, axis=1))
     return g.mul(g.sub(p, target), dy), d_target
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from fpgrad.graph import OPS, Function, Node, evaluate_node
 from fpgrad.graph import builder as g
+from fpgrad.graph.ops import broadcast
 from fpgrad.transform.rewrite import prune_inputs, rewrite, with_inputs
 
 FOLD_LIMIT = 4096
@@ -109,7 +110,7 @@ def _simplified(node: Node, shared: AbstractSet[Node]) -> Node:
 
 
 def _product(node: Node, shared: AbstractSet[Node]) -> Node:
-    """Constant factors meet, and move to the smaller operand, where they cost less."""
+    """Constants meet and move to the smaller operand; small operands meet before large ones."""
     a, b = node.inputs
     factor = _scalar(b)
     if factor is not None:
@@ -117,6 +118,11 @@ def _product(node: Node, shared: AbstractSet[Node]) -> Node:
         if factor == 1.0 or inner is not a:
             return _scaled(inner, inner_factor * factor, node.name)
         return node
+    if a.op == "mul" and a not in shared:
+        large, small = a.inputs
+        joined = broadcast((small.shape, b.shape))
+        if _scalar(small) is None and joined[0] * joined[1] < _size(a) == _size(large):
+            return g.mul(large, g.mul(small, b, name=node.name), name=node.name)
     (x, factor_a), (y, factor_b) = _split(a, shared), _split(b, shared)
     if x is a or (y is b and _size(x) == _size(b)):
         return node
