@@ -11,6 +11,7 @@ from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import schedule
 from fpgrad.codegen.select import Selector, select
+from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
@@ -71,7 +72,7 @@ def compile_functions(
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
-        steps.steps = schedule(steps.steps, config.side)
+        steps.steps = best_order(steps, config.side)
     house = housekeeping(keep, vector_floor)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
@@ -103,6 +104,13 @@ def compile_functions(
         {u: tuple(n) for u, n in emitter.notes.items()},
         describe(functions, selected, keep, vector_floor),
     )
+
+
+def best_order(steps: StepList, side: int) -> list[VectorStep]:
+    """The steps in a good order, whole or split, whichever is estimated to take fewer cycles."""
+    whole, cycles = schedule(steps.steps, side)
+    halves, fewer = schedule(split(steps).steps, side)
+    return halves if fewer < cycles - cycles // 100 else whole
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:

@@ -22,10 +22,12 @@ from fpgrad.codegen.steps import (
     Limit,
     LoadStep,
     MatrixStep,
+    Region,
     Scalar,
     StepList,
     Value,
     VectorStep,
+    region,
 )
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import FloatFormat, from_float
@@ -53,7 +55,7 @@ from fpgrad.isa.program import Entry, Note
 
 #: Rows between a pass and one that reads what it wrote, from which on no fence is needed: at least the cycles from
 #: reading a row to its result being readable. The gateware's benches check that it is enough.
-HAZARD_ROWS = 32
+HAZARD_ROWS = 20
 
 #: Tokens by unit name, for each vector instruction.
 Counts: TypeAlias = list[dict[str, int]]
@@ -80,7 +82,7 @@ class Emitter:
             return registers.setdefault(name, len(registers))
 
         vector = [self.vector(step, scalar_index) for step in steps.steps]
-        fences = hazards(steps.steps)
+        fences = hazards(steps.steps, self.side)
         vector = [replace(v, fence=int(f)) for v, f in zip(vector, fences, strict=True)]
         waits: Counts = [{} for _ in vector]
         signals: Counts = [{} for _ in vector]
@@ -157,21 +159,21 @@ class Emitter:
 
     def matrices(self, steps: list[VectorStep], signals: Counts) -> None:
         """Products in the order of the passes that take them, each after the pass that wrote its tiles."""
-        written: dict[Buffer, int] = {}
+        written: list[tuple[Region, int]] = []
         seen = -1
         for i, step in enumerate(steps):
             m = step.matrix
             if m is not None:
+                read = step.tiles_read(self.side)
                 needed = max(
-                    written.get(m.streamed.buffer, -1), written.get(m.stationary.buffer, -1)
+                    (w for region, w in written if any(region.meets(r) for r in read)), default=-1
                 )
                 wait = Tokens()
                 if needed > seen:
                     signals[needed]["matrix"] = signals[needed].get("matrix", 0) + 1
                     wait, seen = Tokens(vector=1), needed
                 self.add(Unit.MATRIX, matrix(m, wait), m.layer, m.phase, m.text, m.useful_macs)
-            if step.tile is not None:
-                written[step.tile.buffer] = i
+            written.extend((region, i) for region in step.tiles_written(self.side))
 
     def stores(
         self,
@@ -308,29 +310,28 @@ def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
     return touching[0], touching[-1]
 
 
-def hazards(steps: list[VectorStep]) -> list[bool]:
+def hazards(steps: list[VectorStep], side: int) -> list[bool]:
     """For each step whether it must wait until all earlier rows are written."""
     fences = [False] * len(steps)
-    last_writer: dict[Buffer, int] = {}
-    fenced_at = 0
+    written: list[tuple[Region, int]] = []
     started = [0]
     for step in steps:
         started.append(started[-1] + step.rows)
     for i, step in enumerate(steps):
+        fences[i] = step.op != "pass"
         for value in step.operands:
             if not isinstance(value, Access) or value.buffer.place != "vector":
                 continue
-            w = last_writer.get(value.buffer)
-            if w is None or w < fenced_at:
-                continue
-            if started[i] - started[w] - distance(steps[w], step, value) < HAZARD_ROWS:
-                fences[i] = True
-        if step.op != "pass":
-            fences[i] = True
+            read = region(value, step.loops, side)
+            for wrote, w in written:
+                near = started[i] - started[w] - distance(steps[w], step, value) < HAZARD_ROWS
+                if near and wrote.meets(read):
+                    fences[i] = True
         if fences[i]:
-            fenced_at = i
-        if step.target is not None:
-            last_writer[step.target.buffer] = i
+            written.clear()  # a fence has waited for all of them
+        # What is too far back for any reader to meet can be forgotten.
+        written = [(r, w) for r, w in written if started[i] - started[w + 1] < HAZARD_ROWS]
+        written.extend((r, i) for r in step.rows_written(side) if r.buffer.place == "vector")
     return fences
 
 

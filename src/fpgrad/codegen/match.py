@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from fpgrad.codegen.steps import WAYS
 from fpgrad.formats import Function
 from fpgrad.graph import Node
 from fpgrad.isa.instructions import Alu
@@ -34,8 +35,6 @@ ALUS = {
     "gate": Alu.GATE,
 }
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-#: Partial results of a reducing pass.
-WAYS = 4
 COMMUTATIVE = {"add", "max", "min", "eq"}
 
 

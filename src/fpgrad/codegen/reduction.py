@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.match import WAYS, Match
+from fpgrad.codegen.match import Match
 from fpgrad.codegen.names import layer_of, phase_of
-from fpgrad.codegen.steps import Access, Buffer, Limit, Value, VectorStep
+from fpgrad.codegen.steps import WAYS, Access, Buffer, Limit, Value, VectorStep
 from fpgrad.codegen.storage import Walk
 from fpgrad.errors import GraphError
 from fpgrad.graph import Node

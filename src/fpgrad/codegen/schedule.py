@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fpgrad.codegen.steps import Access, Buffer, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -32,31 +32,54 @@ class Item:
     end: int = 0
 
 
+class Ledger:
+    """Who wrote and who read which rows since they were last written whole."""
+
+    def __init__(self) -> None:
+        self.written: dict[Buffer, list[tuple[Region, Item]]] = {}
+        self.read: dict[Buffer, list[tuple[Region, Item]]] = {}
+
+    def writers(self, region: Region) -> list[Item]:
+        """Items that wrote a part of it."""
+        return [i for r, i in self.written.get(region.buffer, ()) if r.meets(region)]
+
+    def readers(self, region: Region) -> list[Item]:
+        """Items that read a part of it."""
+        return [i for r, i in self.read.get(region.buffer, ()) if r.meets(region)]
+
+    def write(self, region: Region, item: Item) -> None:
+        """Note a write; it depends on everything it hides."""
+        for notes in (self.written, self.read):
+            kept = [
+                (r, i) for r, i in notes.get(region.buffer, ()) if not region.covers(r) or i is item
+            ]
+            notes[region.buffer] = kept
+        self.written[region.buffer].append((region, item))
+
+
 def depends(steps: list[VectorStep], t: int) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice."""
     items = [Item(step, i) for i, step in enumerate(steps)]
-    writers: dict[Buffer, list[Item]] = {}
-    readers: dict[Buffer, list[Item]] = {}
+    ledger = Ledger()
     prologue: list[Item] = []
     random: Item | None = None
     for item in items:
         step = item.step
-        latency = 0
-        for buffer in step.reads():
-            for w in writers.get(buffer, ()):
-                latency = TILE_LATENCY if buffer.place == "tile" else ROW_LATENCY
-                item.before[w] = max(item.before.get(w, 0), latency)
-        for buffer in step.writes():
-            for other in (*writers.get(buffer, ()), *readers.get(buffer, ())):
-                if other is not item:
-                    item.before.setdefault(other, 0)
-        for buffer in step.reads():
-            readers.setdefault(buffer, []).append(item)
-        for buffer in step.writes():
-            if buffer in writers and not reads_itself(step, buffer) and not partial(step, buffer):
-                writers[buffer] = []
-                readers[buffer] = []
-            writers.setdefault(buffer, []).append(item)
+        for regions, latency in (
+            (step.rows_read(t), ROW_LATENCY),
+            (step.tiles_read(t), TILE_LATENCY),
+        ):
+            for region in regions:
+                for w in ledger.writers(region):
+                    item.before[w] = max(item.before.get(w, 0), latency)
+        writes = step.rows_written(t) + step.tiles_written(t)
+        for region in writes:
+            for other in (*ledger.writers(region), *ledger.readers(region)):
+                item.before.setdefault(other, 0)
+        for region in step.rows_read(t) + step.tiles_read(t):
+            ledger.read.setdefault(region.buffer, []).append((region, item))
+        for region in writes:
+            ledger.write(region, item)
         if step.op != "pass":
             prologue.append(item)
         else:
@@ -69,27 +92,13 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
                 item.before.setdefault(random, 0)
             random = item
     for item in items:
+        item.before.pop(item, None)
         for p in item.before:
             p.after.append(item)
     for item in reversed(items):
         tail = max((n.height + n.before[item] for n in item.after), default=0)
         item.height = tail + duration(item.step, t)
     return items
-
-
-def reads_itself(step: VectorStep, buffer: Buffer) -> bool:
-    """Whether a step updates a buffer in place."""
-    return buffer in step.reads()
-
-
-def partial(step: VectorStep, buffer: Buffer) -> bool:
-    """Whether a step writes only a part of a buffer."""
-    target = step.target
-    return (
-        target is not None
-        and target.buffer is buffer
-        and (target.offset > 0 or step.rows < buffer.size)
-    )
 
 
 def products(step: VectorStep, t: int) -> int:
@@ -103,11 +112,14 @@ def duration(step: VectorStep, t: int) -> int:
     return max(step.rows, products(step, t))
 
 
-def schedule(steps: list[VectorStep], t: int) -> list[VectorStep]:
+def schedule(steps: list[VectorStep], t: int) -> tuple[list[VectorStep], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
     Args:
         t: the tile side.
+
+    Returns:
+        the order, and an estimate of the step's cycles.
     """
     items = depends(steps, t)
     waiting = {item: len(item.before) for item in items}
@@ -124,7 +136,7 @@ def schedule(steps: list[VectorStep], t: int) -> list[VectorStep]:
             waiting[n] -= 1
             if not waiting[n]:
                 ready.append(n)
-    return order
+    return order, vector_free
 
 
 def timing(item: Item, vector_free: int, matrix_free: int, t: int) -> tuple[int, int, int]:

@@ -183,6 +183,7 @@ class Selector:
         grid = self.keep.grid(node)
         t = self.t
         step.row_limit, step.lane_limit = self.limits(grid, walk)
+        step.columns = grid.columns == 1 < grid.rows
         if stored is not None:
             tiles = grid.kind == "tiles"
             step.target = (

@@ -6,11 +6,14 @@ what the function means; any order that keeps the dependencies between buffers m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fpgrad.formats import Function
 from fpgrad.isa.instructions import Alu, Source
+
+#: Partial results of a reducing pass.
+WAYS = 4
 
 Place = Literal["vector", "tile", "inbox", "outbox"]
 
@@ -42,6 +45,34 @@ class Access:
     s0: int = 0
     offset: int = 0
     transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows (or tiles) ``low`` to ``high`` of a buffer, both included."""
+
+    buffer: Buffer
+    low: int
+    high: int
+
+    def meets(self, other: Region) -> bool:
+        """Whether the two have a row in common."""
+        return self.buffer is other.buffer and self.low <= other.high and other.low <= self.high
+
+    def covers(self, other: Region) -> bool:
+        """Whether all of ``other`` lies in this."""
+        return self.buffer is other.buffer and self.low <= other.low and other.high <= self.high
+
+
+def region(access: Access, loops: tuple[int, int, int], side: int) -> Region:
+    """What a walk over a buffer can touch; reading columns touches whole tiles."""
+    low = high = access.offset
+    for count, stride in zip(loops, (access.s2, access.s1, access.s0), strict=True):
+        low += min(0, (count - 1) * stride)
+        high += max(0, (count - 1) * stride)
+    if access.transposed and access.buffer.place != "tile":
+        low, high = low - low % side, high - high % side + side - 1
+    return Region(access.buffer, low, high)
 
 
 @dataclass(frozen=True)
@@ -103,6 +134,7 @@ class VectorStep:
     phase: str = ""
     text: str = ""
     op: Literal["pass", "scalars", "seed"] = "pass"
+    columns: bool = False  # each iteration of i1 is a tile of samples
 
     @property
     def rows(self) -> int:
@@ -113,6 +145,31 @@ class VectorStep:
     def operands(self) -> tuple[Value, Value, Value, Value]:
         """a, b, c and d."""
         return self.a, self.b, self.c, self.d
+
+    def rows_read(self, side: int) -> list[Region]:
+        """Rows that the vector unit reads."""
+        return [region(v, self.loops, side) for v in self.operands if isinstance(v, Access)]
+
+    def tiles_read(self, side: int) -> list[Region]:
+        """Tiles that the matrix unit reads for it."""
+        m = self.matrix
+        if m is None:
+            return []
+        pairs = zip((m.streamed, m.stationary), m.stride_k, strict=True)
+        return [
+            region(replace(a, s2=a.s1, s1=a.s0, s0=k), (m.n1, m.n0, m.k), side) for a, k in pairs
+        ]
+
+    def rows_written(self, side: int) -> list[Region]:
+        """Rows written."""
+        if self.target is None:
+            return []
+        n2, n1, n0 = self.loops
+        return [region(self.target, (n2, n1, min(n0, WAYS) if self.reduce else n0), side)]
+
+    def tiles_written(self, side: int) -> list[Region]:
+        """Tiles written."""
+        return [] if self.tile is None else [region(self.tile, self.loops, side)]
 
     def reads(self) -> set[Buffer]:
         """Buffers read, the matrix step's tiles included."""
