@@ -163,8 +163,8 @@ def _in_keras_order(context: Context, model: Any) -> tuple:
 def _training(
     context: Context, model: Any, output_shape: tuple[int, ...] | None
 ) -> Training | None:
-    parameters = {key: b.state for key, b in context.variables.items() if b.trainable}
-    if model.inputs and not context.problems and not parameters:
+    parameters = {b.state: b.variable for b in context.variables.values() if b.trainable}
+    if output_shape is not None and not context.problems and not parameters:
         context.report(model.name, "has no trainable weights", "set trainable=True on a layer")
     regularizers = _regularizers(context)
     optimizer, problems = lower_optimizer(model.optimizer, parameters)

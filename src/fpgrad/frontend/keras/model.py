@@ -7,13 +7,11 @@ from typing import Any
 
 import keras
 from keras import tree
+from keras.src.models.functional import Functional
 
 from fpgrad.frontend.keras.context import Context, Value, class_key
 from fpgrad.frontend.keras.layers import LAYERS
 from fpgrad.graph import builder as g
-
-_SEQUENTIAL = "keras.src.models.sequential.Sequential"
-_FUNCTIONAL = ("keras.src.models.functional.Functional", "keras.src.models.model.Model")
 
 
 def supported_layers() -> tuple[str, ...]:
@@ -28,21 +26,12 @@ def input_names(model: Any) -> list[str]:
 
 def lower_model(context: Context, model: Any, inputs: Sequence[Value]) -> list[Value]:
     """Returns the outputs of ``model`` called with ``inputs``."""
-    if class_key(model) == _SEQUENTIAL:
+    if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
         return [_lower_sequential(context, model, inputs)]
-    if isinstance(model, keras.Model) and getattr(model, "_nodes_by_depth", None):
-        if class_key(model) not in _FUNCTIONAL and type(model).call is not _functional_call():
-            context.report(model.name, *_subclassed(model))
-            return [context.placeholder(model.name, tuple(model.outputs[0].shape[1:]))]
+    if isinstance(model, Functional) and type(model).call is Functional.call:
         return _lower_functional(context, model, inputs)
     context.report(model.name, *_subclassed(model))
     return []
-
-
-def _functional_call() -> Any:
-    from keras.src.models.functional import Functional
-
-    return Functional.call
 
 
 def _subclassed(model: Any) -> tuple[str, str]:

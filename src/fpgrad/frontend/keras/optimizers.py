@@ -6,6 +6,7 @@ schedules and callbacks act.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fpgrad.errors import Problem
@@ -36,13 +37,13 @@ _REFUSED = {
 
 
 def lower_optimizer(
-    optimizer: Any, parameters: dict[int, str]
+    optimizer: Any, parameters: Mapping[str, Any]
 ) -> tuple[OptimizerSpec | None, list[Problem]]:
     """Returns the optimizer's description and what of it is not supported.
 
     Args:
         optimizer: the Keras optimizer of a compiled model.
-        parameters: state names by the id of the Keras variable, of everything trainable.
+        parameters: the trainable Keras variables by the names of their states.
     """
     name = type(optimizer).__name__
     where = f"optimizer {name}"
@@ -59,7 +60,11 @@ def lower_optimizer(
     arguments = {option: getattr(optimizer, option) for option in (*own, *_SHARED)}
     excluded: set[str] = set()
     if arguments["weight_decay"]:
-        excluded = {state for key, state in parameters.items() if not _decays(optimizer, key)}
+        excluded = {
+            state
+            for state, variable in parameters.items()
+            if not optimizer._use_weight_decay(variable)
+        }
     return OptimizerSpec(kind, arguments, frozenset(excluded)), problems
 
 
@@ -75,11 +80,3 @@ def _kind_of(cls: type) -> tuple[str, tuple[str, ...]] | None:
         if found is not None and base.__name__ == cls.__name__:
             return found
     return None
-
-
-def _decays(optimizer: Any, variable_id: int) -> bool:
-    """Whether ``exclude_from_weight_decay`` left the variable in."""
-    for variable in getattr(optimizer, "_trainable_variables", ()):
-        if id(variable) == variable_id:
-            return bool(optimizer._use_weight_decay(variable))
-    return True
