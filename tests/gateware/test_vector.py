@@ -8,7 +8,20 @@ import pytest
 from fpgrad.formats import BF16, FP24, FloatFormat, Function, TableFormat, TileFormat
 from fpgrad.formats.table import TABLED
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
-from fpgrad.isa.instructions import Space, Vector
+from fpgrad.gateware.quantise import quantise_latency
+from fpgrad.gateware.vector import write_latency
+from fpgrad.isa.instructions import (
+    Alu,
+    Immediate,
+    Loops,
+    RowStream,
+    Source,
+    Space,
+    Target,
+    TileTarget,
+    Vector,
+    VectorOp,
+)
 from fpgrad.reference import vector as reference
 from fpgrad.reference.machine import Machine
 from tests.gateware.pipeline import random_codes
@@ -109,3 +122,135 @@ def test_random_instructions(seed, acc_p, source_p):
 )
 def test_random_instructions_of_other_machines(config):
     check(config, 3, 20, 0.2, 0.2)
+
+
+def execute(config, machine, instructions, **kwargs):
+    """Run on the unit, compare with the reference, give back the trace."""
+    expected = copy.deepcopy(machine)
+    expected.accumulated.extend(kwargs.get("acc", ()))
+    for instruction in instructions:
+        reference.execute(expected, instruction)
+    trace = run(config, machine, instructions, **kwargs)
+    for name in ("vector", "outbox", "mantissas", "exponents"):
+        np.testing.assert_array_equal(getattr(machine, name), getattr(expected, name), err_msg=name)
+    assert len(trace.done) == len(instructions)
+    return trace
+
+
+def copying(source: int, target: int, rows: int, **fields) -> Vector:
+    return Vector(
+        loops=Loops(n0=rows),
+        p0=RowStream(Space.VECTOR, base=source, s0=1),
+        a=Source.P0,
+        target=Target(Space.VECTOR, target, s0=1),
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("n0", [4, 5, 7, 8, 14])
+@pytest.mark.parametrize("alu", [Alu.ADD, Alu.MAX])
+def test_reducing_pass_meets_its_partial_sums_whatever_comes_late(n0, alu):
+    config = make_config()
+    rng = np.random.default_rng(n0)
+    fmt = config.vector.number
+    late = Vector(
+        loops=Loops(1, 2, n0),
+        a=Source.ACC,
+        alu=alu,
+        reduce=1,
+        negate_c=int(alu is Alu.ADD),
+        target=Target(Space.VECTOR, 3, s1=4, s0=1),
+    )
+    codes = fmt.one | rng.integers(0, 1 << fmt.mantissa_bits, (2 * n0, 4))
+    rows = [(row, np.zeros(4, bool)) for row in codes]
+    execute(config, filled(config, rng), [late], acc=rows, acc_stall=lambda: rng.random() < 0.6)
+
+
+WAYS = {
+    "direct": {},
+    "relu": {"function": Function.RELU},
+    "post": {"d": Source.I0},
+    "function": {"function": Function.EXP2},
+    "both": {"function": Function.EXP2, "d": Source.I0},
+}
+LATENCY = {"direct": 10, "relu": 10, "post": 12, "function": 16, "both": 18}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_latency_and_fence(way):
+    config = make_config()
+    machine = filled(config, np.random.default_rng(5))
+    first = copying(0, 20, 6, **WAYS[way])
+    # The second pass begins with the row that the first one wrote last.
+    second = copying(25, 40, 3, fence=1)
+    trace = execute(config, machine, [first, second])
+    reads, latency = trace.reads, LATENCY[way]
+    assert latency == write_latency(
+        function=way in ("function", "both"), post=way in ("post", "both")
+    )
+    assert reads[0] == trace.taken[0] + 1
+    assert reads[:6] == list(range(reads[0], reads[0] + 6))
+    assert [w[0] for w in trace.writes[:6]] == [r + latency for r in reads[:6]]
+    assert trace.done[0] == reads[5] + latency + 1
+    assert trace.taken[1] == reads[5]
+    assert reads[6] == reads[5] + latency + 2
+
+
+@pytest.mark.parametrize("after", WAYS)
+@pytest.mark.parametrize("before", WAYS)
+def test_passes_without_fence_follow_in_order(before, after):
+    config = make_config()
+    machine = filled(config, np.random.default_rng(6))
+    passes = [copying(0, 20, 4, **WAYS[before]), copying(8, 40, 4, **WAYS[after])]
+    trace = execute(config, machine, passes)
+    bubble = max(0, LATENCY[before] - LATENCY[after])
+    assert trace.reads[4] == trace.reads[3] + 1 + bubble
+    assert [w[2] for w in trace.writes] == [*range(20, 24), *range(40, 44)]
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+@pytest.mark.parametrize("n0", [1, 2, 4])
+def test_quantiser_latency(side, n0):
+    config = make_config(side=side)
+    machine = filled(config, np.random.default_rng(7))
+    tiles = Vector(
+        loops=Loops(1, 3, n0),
+        p0=RowStream(Space.VECTOR, base=0, s1=4, s0=1),
+        a=Source.P0,
+        tile=TileTarget(1, 2, s1=1),
+    )
+    trace = execute(config, machine, [tiles, copying(0, 20, 1)])
+    firsts = trace.reads[0 : 3 * n0 : n0]
+    assert firsts == [firsts[0] + side * n for n in range(3)]
+    rows = [w[0] for w in trace.writes if w[1] == "tile"]
+    assert rows[side - 1] == firsts[0] + n0 - 1 + 10 + quantise_latency(side)
+    assert quantise_latency(side) == side + {4: 4, 8: 5, 16: 5}[side]
+    assert rows == list(range(rows[0], rows[0] + 3 * side))
+    # The copy is written long before the tiles, but it is done after them.
+    assert trace.done == [rows[-1] + 1, rows[-1] + 2]
+
+
+def test_scalars_and_seed_take_effect_at_once():
+    config = make_config()
+    machine = filled(config, np.random.default_rng(8))
+    use = Vector(
+        a=Source.RANDOM, b=Source.I0, i0=Immediate(1, 2), target=Target(Space.VECTOR, 30)
+    )
+    special = [
+        Vector(op=op, loops=Loops(2, 3, 4), p0=RowStream(Space.VECTOR, 1, base))
+        for op, base in ((VectorOp.SCALARS, 20), (VectorOp.SEED, 21))
+    ]
+    trace = execute(config, machine, [copying(0, 20, 2), *special, use])
+    reads = trace.reads
+    assert reads[2] == reads[1] + 12
+    assert reads[3] == reads[2] + 12
+    execute(config, machine, [*special, use])
+
+
+def test_a_pass_follows_scalars_after_twelve_cycles_with_a_fence_and_three_without():
+    config = make_config()
+    machine = filled(config, np.random.default_rng(9))
+    scalars = Vector(op=VectorOp.SCALARS, p0=RowStream(Space.INBOX, base=20))
+    use = copying(0, 30, 1, b=Source.I0, i0=Immediate(1, 2))
+    trace = execute(config, machine, [scalars, use])
+    assert trace.reads[1] == trace.reads[0] + 3
