@@ -1,1 +1,5 @@
 """The native executor: the same bits as the reference, fast, with cycles counted."""
+
+from fpgrad.emulator.executor import EmulatorExecutor
+
+__all__ = ["EmulatorExecutor"]

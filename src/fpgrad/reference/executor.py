@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fpgrad.errors import ExecutionError, ProgramError
+from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
 from fpgrad.isa.instructions import Load, Matrix, Store, Tokens, Unit, Vector
 from fpgrad.isa.program import Entry, Program
 from fpgrad.reference import dma, matrix, vector
 from fpgrad.reference.machine import Machine
+
+#: What :meth:`ReferenceExecutor.dump` and :meth:`ReferenceExecutor.poke` know by name.
+MEMORIES = ("vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram")
 
 
 def counts(tokens: Tokens) -> tuple[int, int, int, int]:
@@ -57,6 +61,25 @@ class ReferenceExecutor:
             self.machine.saturated_vector - before[0],
             self.machine.saturated_accumulator - before[1],
         )
+
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
+        return {name: getattr(self.machine, name).copy() for name in MEMORIES}
+
+    def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
+        """Overwrite one element of the memory ``name`` (see :meth:`dump`).
+
+        Raises:
+            InvalidArgumentError: no such memory, or no such element.
+        """
+        if name not in MEMORIES:
+            raise InvalidArgumentError(f"memory must be one of {', '.join(MEMORIES)}, not {name!r}")
+        if name == "dram" and isinstance(index, tuple):
+            self.machine.dram_rows(index[0], 1)
+        try:
+            getattr(self.machine, name)[index] = value
+        except IndexError as error:
+            raise InvalidArgumentError(f"index {index} is outside {name}: {error}") from error
 
 
 class _Run:

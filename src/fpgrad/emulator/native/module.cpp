@@ -1,8 +1,172 @@
-// Entry point of fpgrad.emulator._native.
+// Entry point of fpgrad.emulator._native: what Python calls. Instructions arrive as arrays of leaf values.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-NB_MODULE(_native, m) {
-    m.doc() = "Native kernels of the emulator.";
-    m.attr("x86_64") = static_cast<bool>(FPGRAD_X86_64);
+#include <cstring>
+
+#include "executor.hpp"
+
+namespace nb = nanobind;
+using namespace fpgrad;
+
+namespace {
+
+template <class T> using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<nb::numpy, T>;
+
+// An array that owns its data.
+template <class T> Out<T> make_array(std::vector<std::size_t> shape, T*& data) {
+    std::size_t size = 1;
+    for (std::size_t n : shape) size *= n;
+    data = new T[size ? size : 1]();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return Out<T>(data, shape.size(), shape.data(), owner);
+}
+
+template <class I> std::vector<I> instructions(const Rows<Leaf>& leaves) {
+    return decode<I>(leaves.data(), leaves.shape(0), leaves.shape(1));
+}
+
+Config make_config(const nb::dict& numbers, const nb::dict& tables) {
+    Config c;
+    c.visit([&](const char* name, auto& value) {
+        value = nb::cast<std::remove_reference_t<decltype(value)>>(numbers[name]);
+    });
+    for (const auto& [function, coefficients] : tables) {
+        Table& table = c.tables[nb::cast<int>(function)];
+        table.base = nb::cast<std::vector<std::int64_t>>(coefficients[0]);
+        table.slope = nb::cast<std::vector<std::int64_t>>(coefficients[1]);
+    }
+    return c;
+}
+
+class Native {
+  public:
+    Native(const nb::dict& numbers, const nb::dict& tables) : executor_(make_config(numbers, tables)) {}
+
+    void load_program(Rows<Leaf> load, Rows<Leaf> matrix, Rows<Leaf> vector, Rows<Leaf> store) {
+        executor_.load({instructions<Load>(load), instructions<Matrix>(matrix), instructions<Vector>(vector),
+                        instructions<Store>(store)});
+    }
+
+    void write(std::int64_t row, Rows<Word> words) {
+        m().dram.write(row, static_cast<std::int64_t>(words.shape(0)), words.data());
+    }
+
+    Out<Word> read(std::int64_t row, std::int64_t rows) {
+        m().dram.check(row, rows);
+        Word* data;
+        auto out = make_array<Word>({static_cast<std::size_t>(rows), side()}, data);
+        m().dram.read(row, rows, data);
+        return out;
+    }
+
+    // None after a whole run, else (message, unit or -1, instruction, step). Raises KeyboardInterrupt.
+    nb::object run(const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
+                   const std::vector<std::vector<Leaf>>& tokens, std::int64_t steps,
+                   const std::vector<std::int64_t>& bases) {
+        Entry entry;
+        for (int u = 0; u < UNITS; ++u) {
+            entry.start[u] = start.at(u), entry.stop[u] = stop.at(u);
+            for (int v = 0; v < UNITS; ++v) entry.tokens[u][v] = tokens.at(u).at(v);
+        }
+        bool whole = true;
+        try {
+            nb::gil_scoped_release release;
+            whole = executor_.run(entry, steps, bases.data(), [] {
+                nb::gil_scoped_acquire acquire;
+                return PyErr_CheckSignals() != 0;
+            });
+        } catch (const Stop& s) {
+            return nb::make_tuple(s.message, s.unit, s.index, s.step);
+        }
+        if (!whole) throw nb::python_error();
+        return nb::none();
+    }
+
+    std::vector<std::int64_t> saturated() { return {m().saturated_vector, m().saturated_accumulator}; }
+    std::vector<std::int64_t> saturated_vector() { return executor_.saturated_vector(); }
+    std::vector<std::int64_t> saturated_accumulator() { return executor_.saturated_accumulator(); }
+
+    // A memory as codes (int64), in the reference's shapes; external memory as words (uint32).
+    nb::object dump(const std::string& name) {
+        const int shift = m().config.word_shift();
+        if (name == "dram") return nb::cast(read(0, m().dram.touched()));
+        std::int64_t* data;
+        const auto t = side();
+        if (name == "mantissas" || name == "exponents") {
+            const bool tiles = name == "mantissas";
+            const auto n = m().exponents.size();
+            auto out = make_array<std::int64_t>(tiles ? std::vector<std::size_t>{n, t, t} : std::vector{n}, data);
+            tiles ? (void)std::copy(m().mantissas.begin(), m().mantissas.end(), data)
+                  : (void)std::copy(m().exponents.begin(), m().exponents.end(), data);
+            return nb::cast(out);
+        }
+        const Buffer<Word>& words = row_memory(name);
+        const bool flat = words.size() == t && (name == "scalars" || name == "random");
+        auto out = make_array<std::int64_t>(flat ? std::vector{t} : std::vector{words.size() / t, t}, data);
+        for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] >> (name == "random" ? 0 : shift);
+        return nb::cast(out);
+    }
+
+    // Overwrites one element, by its number in the flattened memory.
+    void poke(const std::string& name, std::int64_t index, std::int64_t value) {
+        const auto at = static_cast<std::size_t>(index);
+        const auto t = static_cast<std::int64_t>(side());
+        if (name == "dram") {
+            std::vector<Word> row(side());
+            m().dram.read(index / t, 1, row.data());
+            row[static_cast<std::size_t>(index % t)] = static_cast<Word>(value);
+            m().dram.write(index / t, 1, row.data());
+        } else if (name == "mantissas") {
+            m().mantissas.at(at) = static_cast<std::int16_t>(value);
+        } else if (name == "exponents") {
+            m().exponents.at(at) = static_cast<std::int32_t>(value);
+        } else {
+            row_memory(name).at(at) = static_cast<Word>(value << (name == "random" ? 0 : m().config.word_shift()));
+        }
+    }
+
+  private:
+    Machine& m() { return executor_.machine(); }
+    std::size_t side() { return static_cast<std::size_t>(m().config.side); }
+    Buffer<Word>& row_memory(const std::string& name) {
+        for (int s = 1; s < SPACES; ++s)
+            if (name == space_name(s)) return m().rows[s];
+        if (name == "scalars") return m().scalars;
+        if (name == "random") return m().random;
+        throw nb::key_error(name.c_str());
+    }
+
+    Executor executor_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Native executor of the emulator.";
+    module.attr("x86_64") = static_cast<bool>(FPGRAD_X86_64);
+    module.def("field_names", [](int unit) {
+        switch (unit) {
+        case LOAD: return field_names<Load>();
+        case MATRIX: return field_names<Matrix>();
+        case VECTOR: return field_names<Vector>();
+        default: return field_names<Store>();
+        }
+    });
+    nb::exception<Fault>(module, "Fault", PyExc_RuntimeError);
+    nb::class_<Native>(module, "Native")
+        .def(nb::init<const nb::dict&, const nb::dict&>())
+        .def("load_program", &Native::load_program)
+        .def("write", &Native::write)
+        .def("read", &Native::read)
+        .def("run", &Native::run)
+        .def("saturated", &Native::saturated)
+        .def("saturated_vector", &Native::saturated_vector)
+        .def("saturated_accumulator", &Native::saturated_accumulator)
+        .def("dump", &Native::dump)
+        .def("poke", &Native::poke);
 }

@@ -1,0 +1,182 @@
+"""The emulator as an executor: hands programs to the native machine and translates what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpgrad.emulator import _native
+from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.executor import RunResult
+from fpgrad.isa.instructions import CLASS_OF, Unit, Vector
+from fpgrad.isa.layout import layout, values
+from fpgrad.isa.program import Program
+
+#: What :meth:`EmulatorExecutor.dump` and :meth:`EmulatorExecutor.poke` know by name.
+MEMORIES = ("vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram")
+
+
+def _numbers(config: MachineConfig) -> dict[str, int]:
+    """The parameters that decide bits, by the names of the native Config."""
+    number, tile, table = config.vector.number, config.matrix.tile, config.vector.table
+    accumulator, memory = config.matrix.accumulator, config.memory
+    return {
+        "side": tile.side,
+        "mantissa_bits": tile.mantissa_bits,
+        "accumulator_bits": accumulator.bits,
+        "guard_bits": accumulator.guard_bits,
+        "float_exponent_bits": number.exponent_bits,
+        "float_mantissa_bits": number.mantissa_bits,
+        "table_segments": table.segments,
+        "coefficient_bits": table.coefficient_bits,
+        "vector_rows": memory.vector_rows,
+        "tiles": memory.tiles,
+        "inbox_rows": memory.inbox_rows,
+        "outbox_rows": memory.outbox_rows,
+        "dram_rows": memory.dram_rows,
+        "ways": config.vector.ways,
+    }
+
+
+def _leaves(program: Program, unit: Unit) -> NDArray[np.int64]:
+    """A unit's instructions as rows of leaf values in layout order."""
+    cls = CLASS_OF[unit]
+    names = [leaf.name for leaf in layout(cls)]
+    if names != _native.field_names(int(unit)):
+        raise ProgramError(
+            f"the native module was built for another layout of {cls.__name__}; build the package again"
+        )
+    rows = [values(i) for i in program.units.get(unit, ())]
+    return np.array(rows, np.int64).reshape(len(rows), len(names))
+
+
+def _check(program: Program) -> None:
+    """Refuse what the layout can say but no machine can do."""
+    width, side = program.config.vector.number.width, program.config.side
+    for unit in Unit:
+        for index, instruction in enumerate(program.units.get(unit, ())):
+            where = f"{unit.name.lower()} instruction {index}"
+            counts = instruction.loops if isinstance(instruction, Vector) else instruction
+            for name in ("n2", "n1", "n0", "k"):
+                if getattr(counts, name, 1) < 1:
+                    raise ProgramError(f"{where}: {name} must be at least 1, not 0")
+            if not isinstance(instruction, Vector):
+                continue
+            for name in ("i0", "i1"):
+                operand = getattr(instruction, name)
+                limit = side if operand.scalar else 1 << width
+                if operand.value >= limit:
+                    kind = "a scalar's number" if operand.scalar else f"a code of {width} bits"
+                    raise ProgramError(f"{where}: {name} must be {kind}, below {limit}, not {operand.value}")
+
+
+class EmulatorExecutor:
+    """Runs programs in native code, with the bits of the reference.
+
+    Args:
+        config: the machine.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self._program: Program | None = None
+        self._native = self._make()
+
+    def _make(self) -> _native.Native:
+        tables = {int(t.function): (list(t.base), list(t.slope)) for t in self.config.tables}
+        return _native.Native(_numbers(self.config), tables)
+
+    def load_program(self, program: Program) -> None:
+        """See :class:`fpgrad.isa.executor.Executor`.
+
+        Raises:
+            ProgramError: an instruction that no machine can execute.
+        """
+        program.check_machine(self.config)
+        _check(program)
+        self._native.load_program(*(_leaves(program, unit) for unit in Unit))
+        self._program = program
+
+    def write(self, row: int, words: NDArray[np.uint32]) -> None:
+        """See :class:`fpgrad.isa.executor.Executor`."""
+        try:
+            self._native.write(row, np.ascontiguousarray(words, np.uint32))
+        except _native.Fault as fault:
+            raise ExecutionError(str(fault)) from None
+
+    def read(self, row: int, rows: int) -> NDArray[np.uint32]:
+        """See :class:`fpgrad.isa.executor.Executor`."""
+        try:
+            return self._native.read(row, rows)
+        except _native.Fault as fault:
+            raise ExecutionError(str(fault)) from None
+
+    def run(self, entry: str, steps: int, bases: Sequence[int]) -> RunResult:
+        """See :class:`fpgrad.isa.executor.Executor`. Ctrl-C stops between instructions.
+
+        The machine's memories are as they were when an error or an interrupt stopped the run.
+        """
+        program = self._program
+        if program is None:
+            raise ExecutionError("no program is loaded")
+        if entry not in program.entries:
+            raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
+        e = program.entries[entry]
+        before = self._native.saturated()
+        registers = [int(b) for b in bases] + [0] * (16 - len(bases))
+        stopped = self._native.run(list(e.start), list(e.stop), [list(row) for row in e.tokens], steps, registers)
+        if stopped is not None:
+            raise ExecutionError(self._where(*stopped))
+        after = self._native.saturated()
+        return RunResult(self._cycles(entry, steps), after[0] - before[0], after[1] - before[1])
+
+    def _cycles(self, entry: str, steps: int) -> int:  # noqa: ARG002
+        """Clock cycles of a run: not counted yet."""
+        return 0
+
+    def _where(self, message: str, unit: int, index: int, step: int) -> str:
+        if unit < 0 or self._program is None:
+            return message
+        notes = self._program.notes.get(Unit(unit), ())
+        layer = notes[index].layer if index < len(notes) else ""
+        place = f" (layer {layer})" if layer else ""
+        return f"{Unit(unit).name.lower()} instruction {index}{place}, step {step}: {message}"
+
+    def saturation_by_instruction(self) -> dict[tuple[Unit, int], int]:
+        """Elements that saturated since the program was loaded, by instruction; those with none are left out.
+
+        An accumulator's are counted for the vector instruction that took its row, as in :class:`RunResult`.
+        """
+        vector, accumulator = self._native.saturated_vector(), self._native.saturated_accumulator()
+        both = [v + a for v, a in zip(vector, accumulator, strict=True)]
+        return {(Unit.VECTOR, i): n for i, n in enumerate(both) if n}
+
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
+        return {name: self._native.dump(name) for name in MEMORIES}
+
+    def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
+        """Overwrite one element of the memory ``name`` (see :meth:`dump`).
+
+        Raises:
+            InvalidArgumentError: no such memory, or no such element.
+        """
+        if name not in MEMORIES:
+            raise InvalidArgumentError(f"memory must be one of {', '.join(MEMORIES)}, not {name!r}")
+        t, m = self.config.side, self.config.memory
+        shape = {
+            "vector": (m.vector_rows, t), "inbox": (m.inbox_rows, t), "outbox": (m.outbox_rows, t),
+            "mantissas": (m.tiles, t, t), "exponents": (m.tiles,), "dram": (m.dram_rows, t),
+        }.get(name, (t,))  # fmt: skip
+        try:
+            flat = np.ravel_multi_index(index if isinstance(index, tuple) else (index,), shape)
+        except ValueError as error:
+            raise InvalidArgumentError(f"index {index} is outside {name} of shape {shape}") from error
+        self._native.poke(name, int(flat), value)
+
+
+__all__ = ["MEMORIES", "EmulatorExecutor"]

@@ -1,0 +1,168 @@
+// Instructions as the emulator holds them: the fields of fpgrad.isa.instructions, in layout order.
+//
+// `visit` names every field once; decoding and the list of names that Python compares with
+// fpgrad.isa.layout both come from it, so that the two definitions cannot drift apart unseen.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fpgrad {
+
+enum Unit : int { LOAD = 0, MATRIX = 1, VECTOR = 2, STORE = 3, UNITS = 4 };
+enum Space : int { SPACE_NONE = 0, SPACE_VECTOR = 1, SPACE_INBOX = 2, SPACE_OUTBOX = 3, SPACES = 4 };
+enum Source : int { ZERO, ONE, P0, P1, ACC, I0, I1, RANDOM, SOURCES };
+enum Alu : int { ALU_PASS, ALU_ADD, ALU_MAX, ALU_MIN, ALU_GT, ALU_GE, ALU_EQ, ALU_GATE };
+enum Op : int { OP_PASS, OP_SCALARS, OP_SEED };
+enum Function : int { NONE, RELU, EXP2, LOG2, RECIPROCAL, RSQRT, TANH, SIGMOID, PHI, FUNCTIONS };
+
+using Leaf = std::int64_t;
+
+struct Tokens {
+    Leaf count[UNITS] = {};
+    template <class F> void visit(F f) {
+        f("load", count[LOAD]), f("matrix", count[MATRIX]), f("vector", count[VECTOR]), f("store", count[STORE]);
+    }
+};
+
+struct RowStream {
+    Leaf space = 0, transposed = 0, base = 0, s2 = 0, s1 = 0, s0 = 0;
+    template <class F> void visit(F f) {
+        f("space", space), f("transposed", transposed), f("base", base), f("s2", s2), f("s1", s1), f("s0", s0);
+    }
+};
+
+struct Target {
+    Leaf space = 0, base = 0, s2 = 0, s1 = 0, s0 = 0;
+    template <class F> void visit(F f) { f("space", space), f("base", base), f("s2", s2), f("s1", s1), f("s0", s0); }
+};
+
+struct TileTarget {
+    Leaf enable = 0, base = 0, s2 = 0, s1 = 0;
+    template <class F> void visit(F f) { f("enable", enable), f("base", base), f("s2", s2), f("s1", s1); }
+};
+
+struct Immediate {
+    Leaf scalar = 0, value = 0;
+    template <class F> void visit(F f) { f("scalar", scalar), f("value", value); }
+};
+
+struct Mask {
+    Leaf loop = 0, limit = 0;
+    template <class F> void visit(F f) { f("loop", loop), f("limit", limit); }
+};
+
+struct Loops {
+    Leaf n2 = 1, n1 = 1, n0 = 1;
+    template <class F> void visit(F f) { f("n2", n2), f("n1", n1), f("n0", n0); }
+};
+
+// Calls f with a prefixed name for every field of a group.
+template <class G, class F> void visit_group(const char* name, G& group, F f) {
+    group.visit([&](const char* leaf, Leaf& value) { f((std::string(name) + "." + leaf).c_str(), value); });
+}
+
+struct Vector {
+    Leaf op = 0;
+    Loops loops;
+    RowStream p0, p1;
+    Leaf a = 0, b = 0, c = 0, d = 0, negate_product = 0, negate_c = 0, alu = 0, function = 0, reduce = 0;
+    Immediate i0, i1;
+    Mask row_mask, lane_mask;
+    Target target;
+    TileTarget tile;
+    Leaf fence = 0;
+    Tokens wait, signal;
+
+    template <class F> void visit(F f) {
+        f("op", op), visit_group("loops", loops, f), visit_group("p0", p0, f), visit_group("p1", p1, f);
+        f("a", a), f("b", b), f("c", c), f("d", d), f("negate_product", negate_product), f("negate_c", negate_c);
+        f("alu", alu), f("function", function), f("reduce", reduce);
+        visit_group("i0", i0, f), visit_group("i1", i1, f);
+        visit_group("row_mask", row_mask, f), visit_group("lane_mask", lane_mask, f);
+        visit_group("target", target, f), visit_group("tile", tile, f), f("fence", fence);
+        visit_group("wait", wait, f), visit_group("signal", signal, f);
+    }
+    bool uses(int source) const { return a == source || b == source || c == source || d == source; }
+    Leaf rows() const { return loops.n2 * loops.n1 * loops.n0; }
+    Leaf acc_rows() const { return op == OP_PASS && uses(ACC) ? rows() : 0; }
+};
+
+struct TileStream {
+    Leaf transposed = 0, base = 0, s1 = 0, s0 = 0, sk = 0;
+    template <class F> void visit(F f) {
+        f("transposed", transposed), f("base", base), f("s1", s1), f("s0", s0), f("sk", sk);
+    }
+};
+
+struct Matrix {
+    Leaf n1 = 1, n0 = 1, k = 1, rows = 0;
+    TileStream streamed, stationary;
+    Tokens wait, signal;
+    template <class F> void visit(F f) {
+        f("n1", n1), f("n0", n0), f("k", k), f("rows", rows);
+        visit_group("streamed", streamed, f), visit_group("stationary", stationary, f);
+        visit_group("wait", wait, f), visit_group("signal", signal, f);
+    }
+};
+
+struct DramAddress {
+    Leaf reg = 0, offset = 0, step_stride = 0;
+    template <class F> void visit(F f) { f("register", reg), f("offset", offset), f("step_stride", step_stride); }
+};
+
+struct Load {
+    Leaf count = 1, rows = 1;
+    DramAddress source;
+    Leaf stride = 0, gather = 0;
+    DramAddress index;
+    Leaf inbox = 0;
+    Tokens wait, signal;
+    template <class F> void visit(F f) {
+        f("count", count), f("rows", rows), visit_group("source", source, f), f("stride", stride);
+        f("gather", gather), visit_group("index", index, f), f("inbox", inbox);
+        visit_group("wait", wait, f), visit_group("signal", signal, f);
+    }
+};
+
+struct Store {
+    Leaf rows = 1, outbox = 0;
+    DramAddress target;
+    Tokens wait, signal;
+    template <class F> void visit(F f) {
+        f("rows", rows), f("outbox", outbox), visit_group("target", target, f);
+        visit_group("wait", wait, f), visit_group("signal", signal, f);
+    }
+};
+
+template <class I> std::vector<std::string> field_names() {
+    std::vector<std::string> names;
+    I instruction;
+    instruction.visit([&](const char* name, Leaf&) { names.emplace_back(name); });
+    return names;
+}
+
+// Instructions from rows of leaf values in layout order.
+template <class I> std::vector<I> decode(const Leaf* leaves, std::size_t count, std::size_t width) {
+    std::vector<I> out(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        const Leaf* at = leaves + i * width;
+        out[i].visit([&](const char*, Leaf& value) { value = *at++; });
+    }
+    return out;
+}
+
+struct Entry {
+    Leaf start[UNITS], stop[UNITS], tokens[UNITS][UNITS];
+};
+
+struct Program {
+    std::vector<Load> load;
+    std::vector<Matrix> matrix;
+    std::vector<Vector> vector;
+    std::vector<Store> store;
+};
+
+}  // namespace fpgrad

@@ -1,0 +1,1 @@
+// Kernels compiled for avx2; see kernels.hpp.

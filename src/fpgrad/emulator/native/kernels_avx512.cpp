@@ -1,0 +1,1 @@
+// Kernels compiled for avx512; see kernels.hpp.
