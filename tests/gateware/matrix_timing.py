@@ -6,7 +6,8 @@ All results are cycles. Written for exactness; the scan can be left out where 1 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fpgrad.gateware.matrix import TOPS, default_acc_rows, drain_latency
+from fpgrad.gateware.matrix import default_acc_rows, drain_latency
+from fpgrad.gateware.scanner import TOPS
 from fpgrad.isa.instructions import Matrix
 
 

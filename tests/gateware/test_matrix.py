@@ -11,7 +11,8 @@ from tests.gateware.matrix_bench import (
 )
 from tests.gateware.matrix_timing import schedule
 
-from fpgrad.gateware.matrix import drain_latency
+from fpgrad.errors import ConfigError
+from fpgrad.gateware.matrix import MatrixUnit, drain_latency
 from fpgrad.isa.instructions import Matrix, TileStream, Tokens
 
 FORMATS = {
@@ -133,3 +134,8 @@ def test_timing_model(seed):
     assert trace.busy == wanted.busy
     assert [c for c, _ in trace.done] == wanted.done
     assert [c for c, _, _ in trace.rows] == wanted.taken
+
+
+def test_queue_must_hold_an_output_tile():
+    with pytest.raises(ConfigError, match=r"acc_rows must be at least the tile side 4, not 3"):
+        MatrixUnit(make_config(), acc_rows=3)

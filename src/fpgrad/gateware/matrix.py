@@ -3,7 +3,7 @@
 Three parts walk through the products of the instructions, each as far ahead as it may:
 
 * the **scanner** reads the exponents of all k tile pairs of an output tile, one pair a cycle, for the
-  largest, and keeps up to :data:`TOPS` of these maxima ahead of the array;
+  largest, and keeps up to :data:`~fpgrad.gateware.scanner.TOPS` of these maxima ahead of the array;
 * the **loader** reads the stationary tile of the next product into the array's shadow registers, T
   rows in T cycles, while the streamer is busy with the product before it;
 * the **streamer** offers ``rows`` rows of the streamed tile to the array, one a cycle.
@@ -34,11 +34,12 @@ loader and a third behind it.
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from fpgrad.errors import ConfigError
 from fpgrad.gateware.accumulator import ACCUMULATOR_LATENCY, AccumulatorArray, largest_shift
 from fpgrad.gateware.array import MultiplierArray, array_latency
 from fpgrad.gateware.drain import (
@@ -50,12 +51,10 @@ from fpgrad.gateware.drain import (
 )
 from fpgrad.gateware.memory import READ_LATENCY, RowReadSignature, WordReadSignature
 from fpgrad.gateware.products import ProductWalker
+from fpgrad.gateware.scanner import ExponentScanner
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import struct_layout, unit_layout
 from fpgrad.isa.instructions import TILE_BITS, Tokens, Unit
-
-#: Output tiles whose largest exponent can be known ahead of the array.
-TOPS = 4
 
 
 def drain_latency(side: int) -> int:
@@ -75,7 +74,7 @@ class MatrixUnit(wiring.Component):
 
     Args:
         config: the machine.
-        acc_rows: rows of the queue between matrix and vector unit.
+        acc_rows: rows of the queue between matrix and vector unit, at least T.
 
     Members:
         instruction: stream of decoded :class:`~fpgrad.isa.instructions.Matrix`; ``wait`` is ignored.
@@ -86,6 +85,9 @@ class MatrixUnit(wiring.Component):
         acc: finished rows.
         busy: a row is being streamed in this cycle.
         idle: nothing is left to do, and every finished row was taken.
+
+    Raises:
+        ConfigError: the queue cannot hold an output tile.
     """
 
     instruction: Any
@@ -103,6 +105,8 @@ class MatrixUnit(wiring.Component):
         self.config = config
         self.acc_rows = default_acc_rows(config.side) if acc_rows is None else acc_rows
         side, tiles, number = config.side, config.memory.tiles, config.vector.number
+        if self.acc_rows < side:
+            raise ConfigError(f"acc_rows must be at least the tile side {side}, not {acc_rows}")
         rows = RowReadSignature(
             width=config.matrix.tile.mantissa_bits, depth=tiles * side, side=side
         )
@@ -131,7 +135,9 @@ class MatrixUnit(wiring.Component):
         row_bits = exact_log2(side)
         pair_shape = unsigned(number.exponent_bits + 1)
 
-        m.submodules.scan = scan = ProductWalker()
+        m.submodules.scanner = scanner = ExponentScanner(
+            exponent_bits=number.exponent_bits, tiles=self.config.memory.tiles
+        )
         m.submodules.walk = walk = ProductWalker()
 
         # Acceptance: into scanner and, past the waiting place when that is empty, loader.
@@ -139,26 +145,18 @@ class MatrixUnit(wiring.Component):
         waiting = Signal()
         held = Signal(layout, reset_less=True)
         incoming = Signal(layout)
-        scan_valid, load_valid = Signal(), Signal()
-        scan_read, go = Signal(), Signal()
-        scan_free, load_free, load_start = Signal(), Signal(), Signal()
+        load_valid, load_free, load_start, go = (Signal() for _ in range(4))
         payload = self.instruction.payload
         m.d.comb += [
-            scan_free.eq(~scan_valid | (scan_read & scan.end)),
             load_free.eq(~load_valid | (go & walk.end)),
-            self.instruction.ready.eq(~waiting & scan_free),
+            self.instruction.ready.eq(~waiting & scanner.free),
             accept.eq(self.instruction.valid & self.instruction.ready),
             incoming.eq(Mux(waiting, held, payload)),
             load_start.eq(load_free & (waiting | accept)),
-            scan.load.eq(accept),
-            scan.instruction.eq(payload),
-            scan.step.eq(scan_read),
             walk.load.eq(load_start),
             walk.instruction.eq(incoming),
             walk.step.eq(go),
         ]
-        with m.If(scan_free):
-            m.d.sync += scan_valid.eq(accept)
         with m.If(load_free):
             m.d.sync += [load_valid.eq(load_start), waiting.eq(0)]
         with m.Elif(accept):
@@ -176,10 +174,9 @@ class MatrixUnit(wiring.Component):
                 stream_transposed.eq(incoming.streamed.transposed),
             ]
         load_row = Signal(row_bits)
-        loaded, loading, fetch = Signal(), Signal(), Signal()
+        loaded, loading = Signal(), Signal()
         m.d.comb += [
             loading.eq(load_valid & ~loaded),
-            fetch.eq(loading & (load_row == 0)),
             self.stationary.en.eq(loading),
             self.stationary.address.eq(Cat(load_row, walk.stationary)),
             self.stationary.transposed.eq(load_transposed),
@@ -191,56 +188,16 @@ class MatrixUnit(wiring.Component):
             with m.If(load_row == side - 1):
                 m.d.sync += loaded.eq(1)
 
-        # Exponents: the loader's product first, the scanner in all other cycles.
-        tops_room, tops_known = Signal(), Signal()
         m.d.comb += [
-            scan_read.eq(scan_valid & ~fetch & tops_room),
-            self.streamed_exponent.en.eq(fetch | scan_read),
-            self.streamed_exponent.address.eq(Mux(fetch, walk.streamed, scan.streamed)),
-            self.stationary_exponent.en.eq(fetch | scan_read),
-            self.stationary_exponent.address.eq(Mux(fetch, walk.stationary, scan.stationary)),
+            scanner.start.eq(accept),
+            scanner.instruction.eq(payload),
+            scanner.fetch.eq(loading & (load_row == 0)),
+            scanner.fetch_streamed.eq(walk.streamed),
+            scanner.fetch_stationary.eq(walk.stationary),
+            scanner.begin.eq(go & walk.first),
         ]
-        pair = Signal(pair_shape, reset_less=True)
-        zero = (self.streamed_exponent.data == 0) | (self.stationary_exponent.data == 0)
-        m.d.sync += pair.eq(
-            Mux(zero, 0, self.streamed_exponent.data + self.stationary_exponent.data)
-        )
-        fetched, fetched2, scanned, scanned2 = (Signal() for _ in range(4))
-        first1, first2, last1, last2 = (Signal(reset_less=True) for _ in range(4))
-        m.d.sync += [
-            fetched.eq(fetch),
-            fetched2.eq(fetched),
-            scanned.eq(scan_read),
-            scanned2.eq(scanned),
-            first1.eq(scan.first),
-            first2.eq(first1),
-            last1.eq(scan.last),
-            last2.eq(last1),
-        ]
-        load_pair = Signal(pair_shape, reset_less=True)
-        with m.If(fetched2):
-            m.d.sync += load_pair.eq(pair)
-        largest, candidate = Signal(pair_shape, reset_less=True), Signal(pair_shape)
-        m.d.comb += candidate.eq(Mux(first2 | (pair > largest), pair, largest))
-        tops = Array(Signal(pair_shape, name=f"top_{i}", reset_less=True) for i in range(TOPS))
-        top_in, top_out = Signal(range(TOPS)), Signal(range(TOPS))
-        with m.If(scanned2):
-            m.d.sync += largest.eq(candidate)
-            with m.If(last2):
-                m.d.sync += [tops[top_in].eq(candidate), top_in.eq(top_in + 1)]
-        # kept: maxima read or being read and not yet in use; ahead: those whose product has no go.
-        kept, ahead = Signal(range(TOPS + 1)), Signal(range(TOPS + 1))
-        scan_last, go_first, top_pop = Signal(), Signal(), Signal()
-        m.d.comb += [
-            tops_room.eq((kept != TOPS) | ~scan.last),
-            scan_last.eq(scan_read & scan.last),
-            go_first.eq(go & walk.first),
-            tops_known.eq((ahead != 0) | scan_last),
-        ]
-        m.d.sync += [
-            kept.eq(kept + scan_last - top_pop),
-            ahead.eq(ahead + scan_last - go_first),
-        ]
+        wiring.connect(m, wiring.flipped(self.streamed_exponent), scanner.streamed)
+        wiring.connect(m, wiring.flipped(self.stationary_exponent), scanner.stationary)
 
         # Streamer.
         streaming, stream_last, stream_first, stream_end = (Signal() for _ in range(4))
@@ -260,7 +217,7 @@ class MatrixUnit(wiring.Component):
                 load_valid
                 & (loaded | (load_row == side - 1))
                 & (~streaming | final_row)
-                & (~walk.first | tops_known)
+                & (~walk.first | scanner.known)
                 & (~walk.last | queue_room)
             ),
             self.busy.eq(streaming),
@@ -280,7 +237,7 @@ class MatrixUnit(wiring.Component):
                 stream_first.eq(walk.first),
                 stream_last.eq(walk.last),
                 stream_end.eq(walk.end),
-                stream_pair.eq(load_pair),
+                stream_pair.eq(scanner.pair),
                 stream_signal.eq(load_signal),
             ]
         with m.Elif(streaming):
@@ -306,11 +263,9 @@ class MatrixUnit(wiring.Component):
             },
             loading=loading,
             load_row=load_row,
-            head=tops[top_out],
-            pop=top_pop,
+            head=scanner.top,
+            pop=scanner.pop,
         )
-        with m.If(top_pop):
-            m.d.sync += top_out.eq(top_out + 1)
         return m
 
     def _pipeline(
