@@ -8,6 +8,7 @@ from tests.codegen.models import float_train, forward, functions, g, losses, met
 
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.formats import AccumulatorFormat, FloatFormat, TableFormat, TileFormat
+from fpgrad.graph import Function
 from fpgrad.host.session import Session
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.reference import ReferenceExecutor
@@ -219,3 +220,24 @@ def test_predict_and_evaluate():
     sums = session.evaluate(data, order)
     assert 0 <= sums["accuracy_sum"] <= (order >= 0).sum()
     np.testing.assert_array_equal(session.read_states(["dense0/kernel"])["dense0/kernel"], before)
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "layer_norm"])
+def test_normalised_inputs(layer: str):
+    x = g.batch_input("x", (18, 20))
+    gamma = g.state("norm/gamma", (1, 20), trainable=True)
+    beta = g.state("norm/beta", (1, 20), trainable=True)
+    states = [gamma, beta]
+    with g.naming("norm"):
+        if layer == "layer_norm":
+            h = g.layer_norm(x, gamma, beta, 1e-3)
+        else:
+            states += [
+                g.state(f"norm/moving_{s}", (1, 20), role="moving") for s in ("mean", "variance")
+            ]
+            h = g.batch_norm(x, gamma, beta, states[2], states[3], 1e-3, 0.9)
+    w = g.state("dense/kernel", (20, 3), trainable=True)
+    with g.naming("dense"):
+        out = g.softmax(g.matmul(h, w))
+    model = Function("forward", (x,), (*states, w), (("out", out),))
+    check(functions(model), optimizers.sgd(), 18, 20, target=labels(3), tolerance=0.03)

@@ -93,10 +93,7 @@ class Folding:
             return Walk.NORMAL
         transposed = any(x.shape == (rows, 1) for x in leaves)
         normal = node in self.targets or any(
-            (x.shape == (1, columns) and x.op != "const")
-            or x.op == "uniform"
-            or (x.op == "input" and x.shape[1] > self.t)
-            for x in leaves
+            (x.shape == (1, columns) and x.op != "const") or x.op == "uniform" for x in leaves
         )
         if transposed:
             return None if normal else Walk.TRANSPOSED
