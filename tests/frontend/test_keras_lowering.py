@@ -187,7 +187,7 @@ UNSUPPORTED = [
         {"loss": "crossentropy"},
         ["loss crossentropy: depends on the shape of the labels"],
     ),
-    ([dense()], {"loss": lambda a, b: a}, ["loss <lambda>: is not supported"]),
+    ([dense()], {"loss": lambda y, _: y}, ["loss <lambda>: is not supported"]),
     (
         [dense()],
         {"loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=1)},

@@ -7,12 +7,12 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import torch
 from tests.keras.exact import ExactSession
 
 from fpgrad.errors import SaturationWarning
 from fpgrad.keras import FPGA
 
+torch = pytest.importorskip("torch")
 L = keras.layers
 rng = np.random.default_rng(0)
 X = rng.standard_normal((40, 5)).astype(np.float32)

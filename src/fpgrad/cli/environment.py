@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -15,29 +16,38 @@ __all__ = ["keras_frontend"]
 def keras_frontend() -> ModuleType:
     """Returns `fpgrad.keras`, with a Keras backend chosen that is installed.
 
-    Keras's own default is TensorFlow, whether it is installed or not. A choice that the user has
-    made, by the environment or Keras's configuration file, stands.
+    Keras's own default is TensorFlow, installed or not, and Keras writes that default into its
+    configuration file when it is first imported. So the file's choice counts only if it can be
+    imported; the environment's always stands.
 
     Raises:
-        MissingExtraError: if Keras is not installed.
+        MissingExtraError: if Keras or any backend for it is not installed.
     """
     if importlib.util.find_spec("keras") is None:
         raise MissingExtraError(
             "this command reads Keras models, and Keras is not installed: "
             "pip install 'fpgrad[keras]'"
         )
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    if "KERAS_BACKEND" not in os.environ and not (home / "keras.json").exists():
-        os.environ["KERAS_BACKEND"] = _installed_backend()
+    if "KERAS_BACKEND" not in os.environ:
+        os.environ["KERAS_BACKEND"] = _installed_backend(_configured_backend())
     import fpgrad.keras
     import fpgrad.keras.demo
 
     return fpgrad.keras
 
 
-def _installed_backend() -> str:
-    for package, backend in (("torch", "torch"), ("tensorflow", "tensorflow"), ("jax", "jax")):
-        if importlib.util.find_spec(package) is not None:
+def _configured_backend() -> str:
+    """The backend in Keras's configuration file, or Keras's default."""
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    try:
+        return str(json.loads((home / "keras.json").read_text())["backend"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"
+
+
+def _installed_backend(preferred: str) -> str:
+    for backend in (preferred, "torch", "tensorflow", "jax"):
+        if importlib.util.find_spec(backend) is not None:
             return backend
     raise MissingExtraError(
         "Keras needs a backend, and none is installed: pip install 'fpgrad[keras]' brings PyTorch"

@@ -252,9 +252,18 @@ def _metrics(
             if spec is None:
                 on_host.append(HostMetric(metric, weighted))
             else:
-                name = f"{metric.name}_{len(on_device)}"
+                name = _unused(metric.name, {binding.name for binding in on_device})
                 on_device.append(MetricBinding(name, metric, spec, weighted))
     return tuple(on_device), tuple(on_host)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """``name``, numbered if the user gave it to several metrics, or if it means something else."""
+    taken = taken | {"loss", "regularisation", "outputs"}
+    serial, result = 2, name
+    while result in taken:
+        serial, result = serial + 1, f"{name}_{serial}"
+    return result
 
 
 def _regularizers(context: Context) -> tuple[Regularizer, ...]:
