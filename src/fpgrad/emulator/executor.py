@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,21 +75,38 @@ def _check(program: Program) -> None:
                     raise ProgramError(f"{where}: {name} must be {kind}, below {limit}, not {operand.value}")
 
 
+def available_levels() -> tuple[str, ...]:
+    """The kernels that this processor can run, slowest first: "baseline", "avx2", "avx512"."""
+    return tuple(_native.available_levels())
+
+
 class EmulatorExecutor:
     """Runs programs in native code, with the bits of the reference.
 
     Args:
         config: the machine.
+        threads: how many threads may work at once; None: as many as pay. The bits do not depend on it.
+        level: which kernels to use, one of :func:`available_levels`; None: the last of them.
+
+    Raises:
+        InvalidArgumentError: a level that this processor does not have, or less than one thread.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, threads: int | None = None, level: str | None = None) -> None:
+        levels = available_levels()
+        if level is not None and level not in levels:
+            raise InvalidArgumentError(f"level must be one of {', '.join(levels)}, not {level!r}")
+        if threads is not None and threads < 1:
+            raise InvalidArgumentError(f"threads must be at least 1, not {threads}")
         self.config = config
+        self.level = levels[-1] if level is None else level
+        self.threads = min(2, os.cpu_count() or 1) if threads is None else threads
         self._program: Program | None = None
         self._native = self._make()
 
     def _make(self) -> _native.Native:
         tables = {int(t.function): (list(t.base), list(t.slope)) for t in self.config.tables}
-        return _native.Native(_numbers(self.config), tables)
+        return _native.Native(_numbers(self.config), tables, self.threads, self.level)
 
     def load_program(self, program: Program) -> None:
         """See :class:`fpgrad.isa.executor.Executor`.
@@ -159,6 +177,14 @@ class EmulatorExecutor:
         """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
         return {name: self._native.dump(name) for name in MEMORIES}
 
+    def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
+        """Set memories from a dump, or from part of one."""
+        for name, values in memories.items():
+            if name == "dram":
+                self.write(0, values)
+            else:
+                self._native.restore(name, np.ascontiguousarray(values, np.int64).reshape(1, -1))
+
     def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
         """Overwrite one element of the memory ``name`` (see :meth:`dump`).
 
@@ -179,4 +205,4 @@ class EmulatorExecutor:
         self._native.poke(name, int(flat), value)
 
 
-__all__ = ["MEMORIES", "EmulatorExecutor"]
+__all__ = ["MEMORIES", "EmulatorExecutor", "available_levels"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,14 @@ class ReferenceExecutor:
     def dump(self) -> dict[str, NDArray[Any]]:
         """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
         return {name: getattr(self.machine, name).copy() for name in MEMORIES}
+
+    def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
+        """Set memories from a dump, or from part of one."""
+        for name, values in memories.items():
+            if name == "dram":
+                self.write(0, values)
+            else:
+                getattr(self.machine, name)[:] = values
 
     def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
         """Overwrite one element of the memory ``name`` (see :meth:`dump`).

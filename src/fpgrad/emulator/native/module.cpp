@@ -45,7 +45,8 @@ Config make_config(const nb::dict& numbers, const nb::dict& tables) {
 
 class Native {
   public:
-    Native(const nb::dict& numbers, const nb::dict& tables) : executor_(make_config(numbers, tables)) {}
+    Native(const nb::dict& numbers, const nb::dict& tables, int, const std::string&)
+        : executor_(make_config(numbers, tables)) {}
 
     void load_program(Rows<Leaf> load, Rows<Leaf> matrix, Rows<Leaf> vector, Rows<Leaf> store) {
         executor_.load({instructions<Load>(load), instructions<Matrix>(matrix), instructions<Vector>(vector),
@@ -130,6 +131,12 @@ class Native {
         }
     }
 
+    // Overwrites a memory on the chip with the flattened values of a dump.
+    void restore(const std::string& name, Rows<std::int64_t> values) {
+        const std::int64_t size = static_cast<std::int64_t>(values.shape(1));
+        for (std::int64_t i = 0; i < size; ++i) poke(name, i, values.data()[i]);
+    }
+
   private:
     Machine& m() { return executor_.machine(); }
     std::size_t side() { return static_cast<std::size_t>(m().config.side); }
@@ -157,9 +164,10 @@ NB_MODULE(_native, module) {
         default: return field_names<Store>();
         }
     });
+    module.def("available_levels", [] { return std::vector<std::string>{"baseline"}; });
     nb::exception<Fault>(module, "Fault", PyExc_RuntimeError);
     nb::class_<Native>(module, "Native")
-        .def(nb::init<const nb::dict&, const nb::dict&>())
+        .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&>())
         .def("load_program", &Native::load_program)
         .def("write", &Native::write)
         .def("read", &Native::read)
@@ -168,5 +176,6 @@ NB_MODULE(_native, module) {
         .def("saturated_vector", &Native::saturated_vector)
         .def("saturated_accumulator", &Native::saturated_accumulator)
         .def("dump", &Native::dump)
+        .def("restore", &Native::restore)
         .def("poke", &Native::poke);
 }
