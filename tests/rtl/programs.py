@@ -64,7 +64,9 @@ class Generator:
             "matrix", "scalars", "seed".
     """
 
-    def __init__(self, config: MachineConfig, seed: int, kinds: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, config: MachineConfig, seed: int, kinds: tuple[str, ...] | None = None
+    ) -> None:
         self.config, self.random = config, np.random.default_rng(seed)
         self.t = config.side
         self.steps: list[Step] = []
@@ -102,7 +104,9 @@ class Generator:
         """A code: mostly of moderate size, sometimes zero or at the ends of the range."""
         return int(numbers(self.config, self.random, 1)[0])
 
-    def place(self, depth: int, counts: list[int], strides: list[int]) -> tuple[int, np.ndarray] | None:
+    def place(
+        self, depth: int, counts: list[int], strides: list[int]
+    ) -> tuple[int, np.ndarray] | None:
         """A base for an affine walk inside a memory, and the addresses; None if there is none."""
         grid = np.indices(counts).reshape(len(counts), -1)
         offsets = (np.array(strides)[:, None] * grid).sum(0)
@@ -137,7 +141,9 @@ class Generator:
         places = {(space.name, r) for r in rows}
         return RowStream(space, int(transposed), found[0], *s), places
 
-    def write_stream(self, loops: Loops, reads: set[tuple[str, int]]) -> tuple[Target, set[tuple[str, int]]]:
+    def write_stream(
+        self, loops: Loops, reads: set[tuple[str, int]]
+    ) -> tuple[Target, set[tuple[str, int]]]:
         space = Space.OUTBOX if self.chance(0.3) else Space.VECTOR
         m = self.config.memory
         depth = m.outbox_rows if space is Space.OUTBOX else m.vector_rows
@@ -160,7 +166,16 @@ class Generator:
         v = self.config.vector
         p0, reads0 = self.read_stream(loops)
         p1, reads1 = self.read_stream(loops)
-        sources = [Source.ZERO, Source.ONE, Source.P0, Source.P0, Source.P1, Source.P1, Source.I0, Source.I1]
+        sources = [
+            Source.ZERO,
+            Source.ONE,
+            Source.P0,
+            Source.P0,
+            Source.P1,
+            Source.P1,
+            Source.I0,
+            Source.I1,
+        ]
         if v.random:
             sources.append(Source.RANDOM)
 
@@ -226,10 +241,11 @@ class Generator:
         n0 = self.t if self.chance(0.6) else self.between(1, self.t)
         loops = loops or self.loops(n0)
         v, reads, _ = self.pass_of(loops, acc)
-        found = None
-        while not found:
+        while True:
             s = [self.between(-2, 4), self.between(-1, 3)]
             found = self.place(self.config.memory.tiles, [loops.n2, loops.n1], s)
+            if found:
+                break
         writes = {("tile", int(r)) for r in found[1]}
         v = dataclasses.replace(v, tile=TileTarget(1, found[0], *s))
         if self.chance(0.5):
@@ -242,10 +258,11 @@ class Generator:
         rows = self.t if self.chance(0.5) else self.between(1, self.t)
         streams, reads = [], set()
         for _ in range(2):
-            found = None
-            while not found:
+            while True:
                 s = [self.between(-3, 4), self.between(-2, 3), self.between(-1, 2)]
                 found = self.place(self.config.memory.tiles, [n1, n0, k], s)
+                if found:
+                    break
             streams.append(TileStream(self.between(0, 1), found[0], *s))
             reads |= {("tile", int(r)) for r in found[1]}
         self.add(Unit.MATRIX, Matrix(n1, n0, k, rows, streams[0], streams[1]), reads, set())
@@ -265,7 +282,9 @@ class Generator:
         space = Space.INBOX if self.chance(0.5) else Space.VECTOR
         m = self.config.memory
         row = self.between(0, (m.inbox_rows if space is Space.INBOX else m.vector_rows) - 1)
-        self.add(Unit.VECTOR, Vector(op=op, p0=RowStream(space, 0, row)), {(space.name, row)}, set())
+        self.add(
+            Unit.VECTOR, Vector(op=op, p0=RowStream(space, 0, row)), {(space.name, row)}, set()
+        )
 
     def load(self) -> None:
         depth = self.config.memory.inbox_rows
@@ -312,7 +331,9 @@ def numbers(config: MachineConfig, random: np.random.Generator, count: int) -> n
     exponent = random.integers(f.bias - spread, f.bias + spread, count)
     anywhere = random.integers(0, f.max_exponent + 1, count)
     exponent = np.where(random.random(count) < 0.12, anywhere, exponent)
-    mantissa = random.integers(0, 1 << f.mantissa_bits, count) & random.choice([-1, -1, 0, ~0xFF], count)
+    mantissa = random.integers(0, 1 << f.mantissa_bits, count) & random.choice(
+        [-1, -1, 0, ~0xFF], count
+    )
     codes = (exponent << f.mantissa_bits) | mantissa | (random.integers(0, 2, count) * f.sign_bit)
     return np.where((exponent == 0) | (random.random(count) < 0.05), 0, codes)
 
@@ -412,10 +433,12 @@ def random_program(
     initial[Unit.VECTOR] = [min(1, n) for n in last.signal]
     entry = Entry(
         (0, 0, 0, 0),
-        tuple(len(units[u]) for u in Unit),  # type: ignore[arg-type]
-        tuple(tuple(row) for row in initial),  # type: ignore[arg-type]
+        tuple(len(units[u]) for u in Unit),
+        tuple(tuple(row) for row in initial),
     )
     filling = np.random.default_rng(seed)
-    words = numbers(config, filling, DRAM_ROWS * t).reshape(-1, t) << (32 - config.vector.number.width)
+    words = numbers(config, filling, DRAM_ROWS * t).reshape(-1, t) << (
+        32 - config.vector.number.width
+    )
     words[DRAM_ROWS - INDEX_ROWS :] = filling.integers(0, 64, (INDEX_ROWS, t))
     return Program(config, units, {"main": entry}), words.astype(np.uint32)

@@ -1,6 +1,6 @@
 """The core: four units with their sequencers, the memories between them, and the host's registers."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -13,6 +13,10 @@ from fpgrad.gateware.tokens import TokenChannels
 from fpgrad.gateware.vector import VectorUnit
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Unit
+
+#: A run in which every unit is stuck for 2**(QUIET_BITS - 1) cycles will never end: nothing that is
+#: on its way inside a unit takes longer than the scan of the 2**16 exponents of one output tile.
+QUIET_BITS = 18
 
 
 class Core(wiring.Component):
@@ -70,7 +74,8 @@ class Core(wiring.Component):
             Unit.STORE: store.done,
         }
         finished: list[Signal] = []
-        idle_or_waiting: list[Signal] = []
+        # Units with nothing to do, or nothing that they can do before another unit does something.
+        stuck: list[Value] = []
         for unit in Unit:
             name = unit.name.lower()
             sequencer = Sequencer(unit=unit, depth=getattr(config.control, name))
@@ -98,7 +103,12 @@ class Core(wiring.Component):
             ]
             connect(m, sequencer.instruction, instructions[unit])
             finished.append(sequencer.finished)
-            idle_or_waiting.append(~sequencer.busy & (sequencer.finished | sequencer.waiting))
+            still = ~sequencer.busy & (sequencer.finished | sequencer.waiting)
+            if unit is Unit.VECTOR:
+                still |= vector.acc.ready & ~vector.acc.valid & matrix.idle
+            elif unit is Unit.MATRIX:
+                still |= matrix.acc.valid & ~matrix.acc.ready & ~matrix.busy
+            stuck.append(still)
             if unit in (Unit.LOAD, Unit.STORE):
                 dma = load if unit is Unit.LOAD else store
                 m.d.comb += [dma.step.eq(sequencer.step), dma.bases.eq(registers.bases)]
@@ -117,6 +127,11 @@ class Core(wiring.Component):
             m.d.sync += running.eq(0)
         with m.If(load.error | store.error):
             m.d.sync += address_error.eq(1)
+        quiet = Signal(QUIET_BITS)
+        with m.If(~running | ~Cat(stuck).all()):
+            m.d.sync += quiet.eq(0)
+        with m.Elif(~quiet[-1]):
+            m.d.sync += quiet.eq(quiet + 1)
         m.d.comb += [
             self.running.eq(running),
             tokens.go.eq(registers.go),
@@ -127,7 +142,7 @@ class Core(wiring.Component):
             registers.rows_left.eq(~matrix.idle),
             registers.token_overflow.eq(tokens.overflow),
             registers.address_error.eq(address_error),
-            registers.quiet.eq(running & Cat(idle_or_waiting).all()),
+            registers.quiet.eq(quiet[-1]),
             registers.cycles.eq(counters.cycles),
             registers.saturated_vector.eq(vector.saturated_vector),
             registers.saturated_accumulator.eq(vector.saturated_accumulator),

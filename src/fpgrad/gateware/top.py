@@ -4,10 +4,13 @@ Names of ports hold single underscores only, because tools escape double ones.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
-from amaranth.back import verilog
-from amaranth.hdl import Module
+from amaranth._toolchain.yosys import find_yosys
+from amaranth.back import rtlil
+from amaranth.hdl import ClockDomain, ClockSignal, Module
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,12 +19,31 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS
 from fpgrad.isa.registers import ADDRESS_BITS, WORD_BITS
 
+#: Clean-up before ``opt_dff``, or it finds no enables.
+_TO_VERILOG = (
+    "proc -norom",
+    "opt_expr",
+    "opt_clean",
+    "opt_dff",
+    "opt_clean",
+    "memory_collect",
+    "attrmap -remove generator -remove top -remove src",
+    "write_verilog -norename -noattr",
+)
+#: A simulation's memories start at zero without one line for each word.
+_ZEROS = re.compile(r"\n\s*\S+\[\d+\] = \d+'h0+;")
+
 #: The name of the top module and of the file that holds it.
 NAME = "fpgrad_core"
 
 
 class Top(wiring.Component):
     """A core whose ports are single signals; ``clk`` and ``rst`` (synchronous) are added to them.
+
+    Args:
+        config: the machine.
+        reset: whether there is a ``rst``. A simulation starts from the registers' first values and
+            is a third faster without.
 
     Members:
         host_address, host_write, host_data, host_read_data: the register port; a word is on
@@ -31,11 +53,13 @@ class Top(wiring.Component):
         write_request_*, write_beat_*: writing external memory.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, *, reset: bool = True) -> None:
         self._config = config
+        self._reset = reset
         words = range(config.memory.dram_words_per_cycle)
         super().__init__(
             {
+                **({} if reset else {"clk": In(1)}),
                 "host_address": In(ADDRESS_BITS),
                 "host_write": In(1),
                 "host_data": In(WORD_BITS),
@@ -67,6 +91,9 @@ class Top(wiring.Component):
         """Renames; a register before the host port."""
         del platform
         m = Module()
+        if not self._reset:
+            m.domains.sync = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal().eq(self.clk)
         m.submodules.core = core = Core(self._config)
         # In a simulation, logic behind inputs is evaluated on both edges of the clock.
         m.d.sync += [
@@ -97,23 +124,39 @@ class Top(wiring.Component):
         return m
 
 
-def verilog_text(config: MachineConfig) -> str:
-    """The machine as Verilog, in one text; equal configurations give equal texts."""
-    return verilog.convert(Top(config), name=NAME, emit_src=False, strip_internal_attrs=True)
+def verilog_text(config: MachineConfig, *, reset: bool = True) -> str:
+    """The machine as Verilog, in one text; equal configurations give equal texts.
+
+    Amaranth's own conversion leaves every register as a copy of a separate next value, which
+    simulates up to twice as slowly; here Yosys turns them into registers with enables.
+    """
+    top = Top(config, reset=reset)
+    ports = {
+        path[0]: (value, PortDirection.Input if member.flow is In else PortDirection.Output)
+        for path, member, value in top.signature.flatten(top)
+    }
+    text = rtlil.convert(top, name=NAME, ports=ports, emit_src=False)
+    yosys = find_yosys(lambda version: version >= (0, 40))
+    script = "\n".join(("read_rtlil <<rtlil", text, "rtlil", *_TO_VERILOG))
+    out = yosys.run(["-q", "-"], script, ignore_warnings=True)
+    return out if reset else _ZEROS.sub("", out)
 
 
-def write_verilog(config: MachineConfig, directory: str | Path) -> list[Path]:
+def write_verilog(
+    config: MachineConfig, directory: str | Path, *, reset: bool = True
+) -> list[Path]:
     """Write the machine's Verilog, headed by the digests of configuration and design.
 
     Args:
         directory: made if it is not there.
+        reset: whether the top module has a synchronous ``rst``.
 
     Returns:
         the files, the Verilog first.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    text = verilog_text(config)
+    text = verilog_text(config, reset=reset)
     header = (
         f"// fpgrad core, configuration {config.digest}\n"
         f"// design {hashlib.sha256(text.encode()).hexdigest()}\n"

@@ -91,9 +91,7 @@ def _vector(config: MachineConfig, v: Vector) -> None:
 
 def _matrix(config: MachineConfig, m: Matrix) -> None:
     if not 1 <= m.rows <= config.side:
-        raise ExecutionError(
-            f"a matrix instruction streams 1 to {config.side} rows, not {m.rows}"
-        )
+        raise ExecutionError(f"a matrix instruction streams 1 to {config.side} rows, not {m.rows}")
     counts = (m.n1, m.n0, m.k)
     for count in counts:
         _positive("a trip count", count)

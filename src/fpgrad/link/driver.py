@@ -76,7 +76,10 @@ class LinkExecutor:
         return self.link.read_memory(row, rows)
 
     def run(self, entry: str, steps: int, bases: Sequence[int]) -> RunResult:
-        """See :class:`fpgrad.isa.executor.Executor`."""
+        """See :class:`fpgrad.isa.executor.Executor`.
+
+        After a run that did not end the program has to be loaded again.
+        """
         if self._program is None:
             raise ExecutionError("no program is loaded")
         if entry not in self._program.entries:
@@ -126,9 +129,12 @@ class LinkExecutor:
         state = [UnitStatus(s) for s in self.link.read_registers(Register.UNIT, len(Unit))]
         cycles = self._counter(Register.CYCLES)
         self.link.write_registers(Register.CONTROL, [Control.STOP])
+        # What stays in the middle of an instruction would disturb another run.
+        self._program = None
         stuck = [u for u in Unit if not state[u] & UnitStatus.FINISHED]
         where = ", ".join(
-            f"{u.name.lower()} {_doing(state[u], at[u])} of step {step[u]}" for u in stuck
+            f"{u.name.lower()} {_doing(state[u])} instruction {at[u]} of step {step[u]}"
+            for u in stuck
         )
         reason = (
             "the units wait for each other"
@@ -167,7 +173,6 @@ class LinkExecutor:
             )
 
 
-def _doing(state: UnitStatus, at: int) -> str:
-    if state & UnitStatus.BUSY:
-        return f"works before instruction {at}"
-    return f"at instruction {at}"
+def _doing(state: UnitStatus) -> str:
+    """AT is the instruction that comes next, or the last one when there is no other."""
+    return "waits at" if state & UnitStatus.WAITING else "works up to"

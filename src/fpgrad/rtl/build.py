@@ -63,16 +63,17 @@ VERILATOR_FLAGS = (
     "-Wno-style",
 )
 
-#: The memories and registers that :mod:`fpgrad.rtl.state` reads and writes.
+#: The memories and registers that :mod:`fpgrad.rtl.state` reads, and writes behind Verilator's back:
+#: said to be writable, all logic behind them would be evaluated on both edges of the clock.
 PUBLIC = """\
 `verilator_config
-public_flat_rw -module "*.vector_memory" -var "bank_*"
-public_flat_rw -module "*.inbox" -var "bank_*"
-public_flat_rw -module "*.outbox" -var "bank_*"
-public_flat_rw -module "*.mantissas" -var "bank_*"
-public_flat_rw -module "*.exponents" -var "words"
-public_flat_rw -module "*.core.vector" -var "scalar*"
-public_flat_rw -module "*.random" -var "state"
+public_flat_rd -module "*.vector_memory" -var "bank_*"
+public_flat_rd -module "*.inbox" -var "bank_*"
+public_flat_rd -module "*.outbox" -var "bank_*"
+public_flat_rd -module "*.mantissas" -var "bank_*"
+public_flat_rd -module "*.exponents" -var "words"
+public_flat_rd -module "*.core.vector" -var "scalar*"
+public_flat_rd -module "*.random" -var "state"
 """
 
 
@@ -155,7 +156,7 @@ def build_model(
 
 def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress) -> None:
     progress("Verilog", 0, 1)
-    source = write_verilog(config, place)[0]
+    source = write_verilog(config, place, reset=False)[0]
     (place / "public.vlt").write_text(PUBLIC)
     (place / "ports.h").write_text(_ports(config))
     progress("Verilator", 0, 1)

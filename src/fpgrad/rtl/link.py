@@ -119,6 +119,10 @@ class VerilatedLink(Link):
         """Let the clock run."""
         self._c.fpgrad_tick(self.handle, cycles)
 
+    def settle(self) -> None:
+        """Let the design see what was written into its variables."""
+        self._c.fpgrad_settle(self.handle)
+
     @property
     def variables(self) -> dict[str, NDArray[Any]]:
         """The design's public memories and registers by hierarchical name: views of the model itself."""
@@ -152,6 +156,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("run", c_uint64, [c_void_p, c_uint64]),
         ("tick", None, [c_void_p, c_uint64]),
         ("variables", c_uint64, [c_void_p]),
+        ("settle", None, [c_void_p]),
         (
             "variable",
             c_char_p,

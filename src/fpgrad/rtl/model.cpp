@@ -12,9 +12,13 @@
 #include <vector>
 
 #include "Vfpgrad_core.h"
+#include "Vfpgrad_core___024root.h"
 #include "ports.h"
 #include "verilated.h"
 #include "verilated_syms.h"
+
+// Verilator's own: evaluates all logic between registers.
+void Vfpgrad_core___024root___eval_settle(Vfpgrad_core___024root* vlSelf);
 
 namespace {
 
@@ -108,7 +112,6 @@ void* fpgrad_open() {
     if (!m->dram) return nullptr;
     m->top = std::make_unique<Vfpgrad_core>(&m->context, "top");
     m->top->clk = 0;
-    m->top->rst = 0;
     m->top->read_request_ready = 1;
     m->top->write_request_ready = 1;
     m->top->write_beat_ready = 1;
@@ -171,6 +174,11 @@ const char* fpgrad_variable(void* handle, uint64_t n, void** data, uint64_t* byt
     *bytes = v.bytes;
     *elements = v.elements;
     return v.name.c_str();
+}
+
+// To be called after a variable was written.
+void fpgrad_settle(void* handle) {
+    Vfpgrad_core___024root___eval_settle(static_cast<Machine*>(handle)->top->rootp);
 }
 
 }  // extern "C"

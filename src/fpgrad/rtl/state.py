@@ -76,6 +76,7 @@ class State:
             self._link.write_memory(outer[0], words)
         else:
             raise ExecutionError(f"there is no memory {name!r} to change")
+        self._link.settle()
 
     def _banks(self, name: str) -> list[NDArray[Any]]:
         return self._find(ROW_MEMORIES[name], r"bank_(\d+)")

@@ -1,0 +1,73 @@
+"""Small machines, built once a session and kept in the user's cache between sessions."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpgrad.formats import BF16, AccumulatorFormat, TableFormat, TileFormat
+from fpgrad.formats.table import Function
+from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
+from fpgrad.rtl.executor import RtlExecutor
+
+CONFIGS = {
+    # The default formats, and a memory port narrower than a row.
+    "side 4": MachineConfig(
+        matrix=MatrixConfig(tile=TileFormat(side=4)),
+        memory=MemoryConfig(
+            vector_rows=128,
+            tiles=24,
+            inbox_rows=128,
+            outbox_rows=64,
+            dram_rows=1024,
+            dram_words_per_cycle=2,
+        ),
+        control=ControlConfig(32, 64, 128, 32),
+    ),
+    # Everything else than the default: formats, tables, depths that are no powers of two.
+    "side 8": MachineConfig(
+        matrix=MatrixConfig(
+            tile=TileFormat(side=8, mantissa_bits=6), accumulator=AccumulatorFormat(24, 1)
+        ),
+        vector=VectorConfig(
+            number=BF16,
+            table=TableFormat(segments=8, coefficient_bits=9),
+            functions=(Function.EXP2, Function.RECIPROCAL, Function.TANH),
+        ),
+        memory=MemoryConfig(
+            vector_rows=136,
+            tiles=19,
+            inbox_rows=120,
+            outbox_rows=72,
+            dram_rows=1024,
+            dram_words_per_cycle=8,
+        ),
+        control=ControlConfig(33, 65, 130, 31),
+    ),
+    # As little as possible.
+    "bare": MachineConfig(
+        matrix=MatrixConfig(tile=TileFormat(side=4, mantissa_bits=4)),
+        vector=VectorConfig(functions=(), post_multiply=False, random=False),
+        memory=MemoryConfig(
+            vector_rows=64,
+            tiles=12,
+            inbox_rows=64,
+            outbox_rows=64,
+            dram_rows=1024,
+            dram_words_per_cycle=4,
+        ),
+        control=ControlConfig(32, 64, 128, 32),
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def machines():
+    """The executor of a configuration by name, built when it is first asked for."""
+    built: dict[str, RtlExecutor] = {}
+
+    def get(name: str) -> RtlExecutor:
+        if name not in built:
+            built[name] = RtlExecutor(CONFIGS[name])
+        return built[name]
+
+    return get
