@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from tests.gateware.pipeline import edge_codes, random_codes, stream_through
 
-from fpgrad.formats import BF16, FP24, FloatFormat, Function, TableFormat, make_table, table
+from fpgrad.formats import BF16, FP24, FloatFormat, TableFormat, make_table, table
 from fpgrad.formats.table import TABLED
 from fpgrad.gateware.function import FUNCTION_LATENCY, FunctionPipeline
-from tests.gateware.pipeline import edge_codes, random_codes, stream_through
 
 FORMATS = [FP24, BF16, FloatFormat(3, 2), FloatFormat(5, 10), FloatFormat(8, 23), FloatFormat(2, 1)]
 ids = "e{0.exponent_bits}m{0.mantissa_bits}".format

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tests.gateware.pipeline import pairs, stream_through
 
 from fpgrad.formats import BF16, FP24, FloatFormat, smallfloat
 from fpgrad.gateware.smallfloat import (
@@ -11,7 +12,6 @@ from fpgrad.gateware.smallfloat import (
     Multiplier,
 )
 from fpgrad.isa.instructions import Alu
-from tests.gateware.pipeline import pairs, stream_through
 
 FORMATS = [FP24, BF16, FloatFormat(3, 2), FloatFormat(5, 10), FloatFormat(8, 23), FloatFormat(2, 1)]
 ids = "e{0.exponent_bits}m{0.mantissa_bits}".format
@@ -86,7 +86,9 @@ def test_alu_feeds_its_result_back_after_four_cycles(fmt):
     expected = p.copy()
     for i in range(ALU_LATENCY, rows):
         back = expected[i - ALU_LATENCY]
-        expected[i] = back if hold[i] else smallfloat.add(fmt, p[i], smallfloat.negate(fmt, back))[0]
+        expected[i] = (
+            back if hold[i] else smallfloat.add(fmt, p[i], smallfloat.negate(fmt, back))[0]
+        )
     out = stream_through(
         AluPipeline(fmt),
         {

@@ -4,12 +4,15 @@ import copy
 
 import numpy as np
 import pytest
+from tests.gateware.pipeline import random_codes
+from tests.gateware.vector_bench import Trace, run
+from tests.gateware.vector_programs import Programs
 
 from fpgrad.formats import BF16, FP24, FloatFormat, Function, TableFormat, TileFormat
 from fpgrad.formats.table import TABLED
-from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.gateware.quantise import quantise_latency
 from fpgrad.gateware.vector import write_latency
+from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.isa.instructions import (
     Alu,
     Immediate,
@@ -24,9 +27,6 @@ from fpgrad.isa.instructions import (
 )
 from fpgrad.reference import vector as reference
 from fpgrad.reference.machine import Machine
-from tests.gateware.pipeline import random_codes
-from tests.gateware.vector_bench import Trace, run
-from tests.gateware.vector_programs import Programs
 
 
 def make_config(
@@ -92,7 +92,9 @@ def check(config: MachineConfig, seed: int, count: int, acc_p: float, source_p: 
     assert trace.saturated_accumulator == expected.saturated_accumulator
     # An instruction is done only when everything up to it has been written.
     needed = [landed(i) for i in instructions]
-    tiles = [i.tile.enable and not i.op and i.loops.n2 * i.loops.n1 * config.side for i in instructions]
+    tiles = [
+        i.tile.enable and not i.op and i.loops.n2 * i.loops.n1 * config.side for i in instructions
+    ]
     for n, cycle in enumerate(trace.done):
         before = [w for w in trace.writes if w[0] < cycle]
         assert sum(w[1] != "tile" for w in before) >= sum(needed[: n + 1])
@@ -233,9 +235,7 @@ def test_quantiser_latency(side, n0):
 def test_scalars_and_seed_take_effect_at_once():
     config = make_config()
     machine = filled(config, np.random.default_rng(8))
-    use = Vector(
-        a=Source.RANDOM, b=Source.I0, i0=Immediate(1, 2), target=Target(Space.VECTOR, 30)
-    )
+    use = Vector(a=Source.RANDOM, b=Source.I0, i0=Immediate(1, 2), target=Target(Space.VECTOR, 30))
     special = [
         Vector(op=op, loops=Loops(2, 3, 4), p0=RowStream(Space.VECTOR, 1, base))
         for op, base in ((VectorOp.SCALARS, 20), (VectorOp.SEED, 21))

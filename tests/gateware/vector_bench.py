@@ -48,7 +48,10 @@ def run(
         waiting, rows = deque(instructions), deque(acc)
         ports = [
             (port, memory)
-            for group, memory in ((dut.vector_read, machine.vector), (dut.inbox_read, machine.inbox))
+            for group, memory in (
+                (dut.vector_read, machine.vector),
+                (dut.inbox_read, machine.inbox),
+            )
             for port in group
         ]
         coming: list[deque] = [deque([None] * READ_LATENCY) for _ in ports]

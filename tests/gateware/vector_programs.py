@@ -5,6 +5,7 @@ and a pass that reads what an earlier one wrote has a fence, unless one stands b
 """
 
 import numpy as np
+from tests.gateware.pipeline import random_codes
 
 from fpgrad.formats import Function
 from fpgrad.isa.config import MachineConfig
@@ -21,7 +22,6 @@ from fpgrad.isa.instructions import (
     Vector,
     VectorOp,
 )
-from tests.gateware.pipeline import random_codes
 
 
 def _addresses(loops, stream, i0=None):
@@ -95,7 +95,11 @@ class Programs:
             reduce, tile = self._chance(0.25), self._chance(0.4)
             tile = tile and not reduce
             low, high = (4, 14) if reduce else (1, t + 1) if tile else (1, 9)
-            n2, n1, n0 = (int(rng.integers(1, 4)), int(rng.integers(1, 4)), int(rng.integers(low, high)))
+            n2, n1, n0 = (
+                int(rng.integers(1, 4)),
+                int(rng.integers(1, 4)),
+                int(rng.integers(low, high)),
+            )
             loops = Loops(n2, n1, n0)
             a, b, c = (Source(rng.choice(sources)) for _ in range(3))
             d = Source.ONE
@@ -103,7 +107,9 @@ class Programs:
                 d = Source(rng.choice(sources))
             p0, p1 = self._stream(loops), self._stream(loops)
             space = Space(rng.choice([Space.NONE, Space.VECTOR, Space.VECTOR, Space.OUTBOX]))
-            depth = config.memory.outbox_rows if space is Space.OUTBOX else config.memory.vector_rows
+            depth = (
+                config.memory.outbox_rows if space is Space.OUTBOX else config.memory.vector_rows
+            )
             target = self._walk(Target, loops, depth, 4 if reduce else n0, space=space)
             in_place = not reduce and Source.P0 in (a, b, c, d) and self._chance(0.2)
             in_place = in_place and p0.space is Space.VECTOR and not p0.transposed

@@ -126,7 +126,9 @@ class FunctionPipeline(wiring.Component):
         big1 = register(m, amount < 0, "big1")
         unbiased1 = Signal(signed(e_bits + 1), reset_less=True)
         m.d.sync += unbiased1.eq(exponent - fmt.bias)
-        mantissa = Cat(Const(0, _POINT - bits), fraction) if bits <= _POINT else fraction[bits - _POINT :]
+        mantissa = (
+            Cat(Const(0, _POINT - bits), fraction) if bits <= _POINT else fraction[bits - _POINT :]
+        )
         mantissa1 = register(m, Mux(there, mantissa, 0), "mantissa1")
         sign1, zero1 = register(m, sign, "sign1"), register(m, ~there, "zero1")
         function1 = register(m, self.function, "function1")

@@ -156,9 +156,7 @@ class Lane(wiring.Component):
             with m.If(self.post_function):
                 m.d.comb += [entering.eq(function.value), entering_flag.eq(flag)]
         if config.vector.post_multiply:
-            m.submodules.queue = queue = memory.Memory(
-                shape=fmt.width, depth=QUEUE_DEPTH, init=()
-            )
+            m.submodules.queue = queue = memory.Memory(shape=fmt.width, depth=QUEUE_DEPTH, init=())
             write, read = queue.write_port(), queue.read_port()
             m.submodules.post = post = Multiplier(fmt)
             m.d.comb += [

@@ -122,7 +122,9 @@ class Quantiser(wiring.Component):
             complete = following
             complete_buffer = register(m, complete_buffer, f"complete_buffer{stage}")
         full = Signal(2)
-        tile = [Signal(range(config.memory.tiles), name=f"tile{b}", reset_less=True) for b in range(2)]
+        tile = [
+            Signal(range(config.memory.tiles), name=f"tile{b}", reset_less=True) for b in range(2)
+        ]
         ends = [Signal(rows, name=f"end{b}", reset_less=True) for b in range(2)]
         for b in range(2):
             with m.If(self.valid & self.last & (collected == b)):
@@ -246,7 +248,9 @@ class Mantissa(wiring.Component):
         with m.Else():
             m.d.sync += amount.eq(distance[: bits_for(tile.mantissa_bits)])
         there = exponent.any() & self.there
-        significand1 = register(m, Mux(there, Cat(self.code[:bits], Const(1, 1)), 0), "significand1")
+        significand1 = register(
+            m, Mux(there, Cat(self.code[:bits], Const(1, 1)), 0), "significand1"
+        )
         sign1 = register(m, self.code[-1], "sign1")
 
         shifted2 = register(

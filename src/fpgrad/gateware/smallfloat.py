@@ -59,9 +59,7 @@ def round_up(kept_low: Value, rest: Value) -> Value:
     return rest[-1] & (kept_low | rest[:-1].any())
 
 
-def finish(
-    fmt: FloatFormat, sign: Value, tiny: Value, packed: Value
-) -> tuple[Value, Value]:
+def finish(fmt: FloatFormat, sign: Value, tiny: Value, packed: Value) -> tuple[Value, Value]:
     """Code and saturation flag from ``packed``: mantissa below a signed exponent, already rounded.
 
     ``tiny`` results are the code 0; exponents above the largest clamp. ``packed``'s exponent must
@@ -271,7 +269,9 @@ class AluPipeline(wiring.Component):
         other3 = register(m, other2, "other3")
         adds3 = register(m, adds2, "adds3")
         # Exponents of a sum with no, one, or two leading zeros.
-        exponents3 = [Signal(signed(e_bits + 2), name=f"exponent3_{z}", reset_less=True) for z in range(3)]
+        exponents3 = [
+            Signal(signed(e_bits + 2), name=f"exponent3_{z}", reset_less=True) for z in range(3)
+        ]
         m.d.sync += [exponents3[z].eq(exponent2 + (1 - z)) for z in range(3)]
 
         # 4: round. With three and more leading zeros both operands had the same exponent but for

@@ -218,7 +218,8 @@ class VectorUnit(wiring.Component):
         orderly, spaced, free = Signal(), Signal(), Signal()
         m.d.comb += [
             orderly.eq(
-                ~fresh | ((ahead < latency + WRITE_LATENCY) & ~(fence & ahead.any()) & ~settle.any())
+                ~fresh
+                | ((ahead < latency + WRITE_LATENCY) & ~(fence & ahead.any()) & ~settle.any())
             ),
             spaced.eq(~tile | ~first0 | (gap <= latency)),
             free.eq(active & orderly & spaced & (~looped | ~lag.any())),
@@ -292,7 +293,7 @@ class VectorUnit(wiring.Component):
                 value = register(m, value, f"{name}{n + 1}")
             return value
 
-        ways = [Cat(self.post, self.function)]
+        ways: list[Value] = [Cat(self.post, self.function)]
         for cycle in range(1, lifetime):
             ways.append(register(m, ways[-1], f"way{cycle}"))
 
@@ -310,7 +311,9 @@ class VectorUnit(wiring.Component):
             chosen = Mux(named, scalars[value[: exact_log2(side)]], value)
             immediates.append(register(m, chosen, f"immediate{n}_1"))
         special2 = later(self.special, SELECT, "special")
-        scalars2 = rows[SELECT] & later(at_load(given.op == VectorOp.SCALARS, "scalars"), SELECT, "scalars")
+        scalars2 = rows[SELECT] & later(
+            at_load(given.op == VectorOp.SCALARS, "scalars"), SELECT, "scalars"
+        )
         seed2 = rows[SELECT] & special2 & ~scalars2
         controls: dict[str, Value] = {
             "random_step": rows[SELECT] & later(self.draws, SELECT, "draws"),
@@ -340,7 +343,9 @@ class VectorUnit(wiring.Component):
         controls["feedback"] = later(self.reduce & (~self.first4 | self.hold), ALU, "feedback")
         controls["hold"] = later(self.hold, ALU, "hold")
         controls["relu"] = later(at_load(given.function == Function.RELU, "relu"), RESULT, "relu")
-        controls["function"] = later(at_load(given.function, "function_code"), RESULT, "function_code")
+        controls["function"] = later(
+            at_load(given.function, "function_code"), RESULT, "function_code"
+        )
 
         # The second multiplier, and where rows leave.
         by_function = RESULT + FUNCTION_LATENCY
