@@ -13,7 +13,7 @@ def export_verilog(program: Program, directory: str | Path) -> list[Path]:
     Returns:
         the files written.
     """
-    from fpgrad.gateware.export import write_verilog
+    from fpgrad.gateware.top import write_verilog
 
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,18 @@ def first_difference(a: Dump, b: Dump, program: Program | None = None) -> str | 
     return None
 
 
+def count_differences(a: Dump, b: Dump) -> tuple[int, int]:
+    """How many words of the memories that both dumps have differ, and how many there are."""
+    differing = words = 0
+    for name in a:
+        if name not in b:
+            continue
+        left, right = _same_length(a[name], b[name]) if name == "dram" else (a[name], b[name])
+        words += left.size
+        differing += int((left != right).sum()) if left.shape == right.shape else left.size
+    return differing, words
+
+
 def _same_length(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     rows = max(len(a), len(b))
     return tuple(np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (a, b))  # pyright: ignore[reportReturnType]
