@@ -238,7 +238,7 @@ def test_a_failing_executor_leaves_the_weights():
     model = build()
     before = model.get_weights()
     fpga = FPGA(model, open_session=lambda f: sessions.append(Failing(f)) or sessions[-1])
-    with pytest.raises(RuntimeError, match="^the machine stopped$"):
+    with pytest.raises(RuntimeError, match=r"^the machine stopped$"):
         fpga.fit(X, Y, verbose=0)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

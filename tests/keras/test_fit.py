@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import keras
@@ -43,7 +44,7 @@ class Sequence(keras.utils.PyDataset):
         self.size = size
 
     def __len__(self):
-        return -(-len(X) // self.size)
+        return math.ceil(len(X) / self.size)
 
     def __getitem__(self, index):
         rows = slice(index * self.size, (index + 1) * self.size)

@@ -26,6 +26,12 @@ def needs_every_step(callbacks: Any, phase: Phase) -> bool:
     return any(_acts_on_batches(callback, phase) for callback in callbacks.callbacks)
 
 
+def has_watchers(callbacks: Any) -> bool:
+    """Says whether any callback may look at the model, or change it."""
+    blind = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+    return any(type(callback) not in blind for callback in callbacks.callbacks)
+
+
 def _acts_on_batches(callback: Any, phase: Phase) -> bool:
     names = [f"on_{phase}_batch_begin", f"on_{phase}_batch_end"]
     if phase == "train":

@@ -21,6 +21,7 @@ from fpgrad.frontend.lowered import Lowered
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
 from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
+from fpgrad.keras.metrics import EpochMetrics, result_names
 from fpgrad.keras.seeds import StepSeeds
 from fpgrad.keras.sources import Placed
 from fpgrad.transform import slot_state
@@ -94,6 +95,7 @@ class Device:
         self._ahead: Compiled | None = None
         self._seeds = StepSeeds(model)
         self._past_counts: dict[str, int] = {}
+        self._names: dict[str, int] | None = None
         self.last_batch_size: int | None = None
 
     # Compiling ---------------------------------------------------------------------------------
@@ -134,6 +136,14 @@ class Device:
             return lowered
         return replace(lowered, training=with_host_metrics(lowered.training))
 
+    def metrics(self) -> EpochMetrics:
+        """Returns an empty accumulator for the metrics of the compiled model."""
+        training = self.description(training=True).training
+        assert training is not None
+        if self._names is None:
+            self._names = result_names(self.model, training)
+        return EpochMetrics(self.model, training, self._names)
+
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, without compiling them."""
         return build_steps(self._settled(lower(self.model, batch_size, training=training)))
@@ -173,6 +183,7 @@ class Device:
                     self._past_counts[name] = self._past_counts.get(name, 0) + count
             self._compiled.clear()
             self._descriptions.clear()
+            self._names = None
             self._fingerprint = fingerprint
 
     def counters(self) -> dict[str, int]:

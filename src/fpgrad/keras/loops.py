@@ -9,7 +9,7 @@ import numpy as np
 
 from fpgrad.frontend.lowered import Normaliser
 from fpgrad.keras.adapters import CallbackList
-from fpgrad.keras.callbacks import needs_every_step
+from fpgrad.keras.callbacks import has_watchers, needs_every_step
 from fpgrad.keras.device import Compiled, Device
 from fpgrad.keras.metrics import EpochMetrics
 from fpgrad.keras.pace import Pace
@@ -49,7 +49,8 @@ def fit(
         callbacks, model, source, verbose=verbose, epochs=epochs, history=True
     )
     every_step = needs_every_step(callbacks, "train")
-    metrics = EpochMetrics(model, device.description(training=True))
+    watched = has_watchers(callbacks)
+    metrics = device.metrics()
     pace = Pace(single=every_step or metrics.wants_outputs, most=source.most_steps)
     model.stop_training = False
     logs: dict[str, Any] = {}
@@ -58,7 +59,8 @@ def fit(
     for epoch in range(model._initial_epoch or initial_epoch, epochs):
         metrics.reset()
         callbacks.on_epoch_begin(epoch)
-        device.push()
+        if watched:
+            device.push()
         for first, batches in _groups(source, pace):
             callbacks.on_train_batch_begin(first)
             if every_step:
@@ -68,10 +70,13 @@ def fit(
                 _train(device, compiled, source, batches, metrics)
             if every_step:
                 device.pull()
+                metrics.publish()
             callbacks.on_train_batch_end(first + len(batches) - 1, metrics.logs())
             if model.stop_training:
                 break
-        device.pull()
+        if watched or epoch == epochs - 1:
+            device.pull()
+            metrics.publish()
         logs = metrics.logs()
         if validate is not None and model._should_eval(epoch, validation_freq):
             logs.update({f"val_{name}": value for name, value in validate(callbacks).items()})
@@ -85,11 +90,12 @@ def fit(
 
 def train_on_batch(device: Device, source: Source) -> dict[str, float]:
     """Runs one training step and returns the batch's loss and metrics, by name."""
-    metrics = EpochMetrics(device.model, device.description(training=True))
+    metrics = device.metrics()
     metrics.reset()
     batches = list(source.epoch())
     _train(device, _compiled(device, source, batches, training=True), source, batches, metrics)
     device.pull()
+    metrics.publish()
     return {name: float(value) for name, value in metrics.logs().items()}
 
 
@@ -97,7 +103,7 @@ def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) ->
     """Returns loss and metrics of one pass over ``source``, by name."""
     model = device.model
     callbacks = _callback_list(callbacks, model, source, verbose=verbose, epochs=1)
-    metrics = EpochMetrics(model, device.description(training=True))
+    metrics = device.metrics()
     single = needs_every_step(callbacks, "test")
     pace = Pace(single=single, most=source.most_steps)
     model.stop_evaluating = False
@@ -114,6 +120,7 @@ def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) ->
         callbacks.on_test_batch_end(first + len(batches) - 1, metrics.logs())
         if model.stop_evaluating:
             break
+    metrics.publish()
     logs = {name: float(value) for name, value in metrics.logs().items()}
     callbacks.on_test_end(logs)
     return logs
@@ -186,7 +193,7 @@ def _callback_list(
 ) -> CallbackList:
     if isinstance(callbacks, CallbackList):
         return callbacks
-    return CallbackList(
+    made = CallbackList(
         callbacks,
         add_history=history,
         add_progbar=verbose != 0,
@@ -195,3 +202,6 @@ def _callback_list(
         steps=source.num_batches,
         model=model,
     )
+    # A thread per call costs more than the calls: the machine runs many steps between them.
+    made._async_train = made._async_test = made._async_predict = False
+    return made

@@ -1,39 +1,51 @@
-"""Epoch metrics: sums from the device, put into Keras's own metric objects.
+"""Epoch metrics: sums from the device, under the names and with the means of Keras's own objects.
 
-Keras's objects name the metrics, order them and compute the means, so that logs, History and
-callbacks see what they would see from Keras.
+Keras's objects are asked once how they call their results. From then on the means are divided out
+here, because an epoch of a small network is shorter than a handful of framework calls. The objects
+themselves are set when somebody may look at them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fpgrad.frontend.lowered import Lowered
+from fpgrad.frontend.lowered import Training
 from fpgrad.keras.sources import Placed
 from fpgrad.transform import LOSS_SUM, REGULARISATION_SUM
 
-__all__ = ["EpochMetrics"]
+__all__ = ["EpochMetrics", "result_names"]
+
+_LOSS = -1
+"""Stands for the loss where other results are numbered by their metric."""
 
 
 class EpochMetrics:
-    """Accumulates one epoch's, or one evaluation's, metrics."""
+    """Accumulates one epoch's, or one evaluation's, metrics.
 
-    def __init__(self, model: Any, lowered: Lowered) -> None:
-        assert lowered.training is not None
+    Args:
+        model: the user's compiled model.
+        training: what it was compiled for.
+        names: results by name, from `result_names`.
+    """
+
+    def __init__(self, model: Any, training: Training, names: Mapping[str, int]) -> None:
         self._model = model
-        self._training = lowered.training
+        self._training = training
+        self._names = names
         self._sums: dict[str, float] = {}
         self._samples = 0
         self._weight = 0.0
 
     def reset(self) -> None:
-        """Begins again from zero, Keras's objects too."""
+        """Begins again from zero."""
         self._sums.clear()
         self._samples = 0
         self._weight = 0.0
-        self._model.reset_metrics()
+        if self.wants_outputs:
+            self._model.reset_metrics()
 
     @property
     def wants_outputs(self) -> bool:
@@ -55,15 +67,44 @@ class EpochMetrics:
 
     def logs(self) -> dict[str, Any]:
         """Returns the means so far, by the names that Keras gives them."""
-        loss = self._sums.get(LOSS_SUM, 0.0) + self._sums.get(REGULARISATION_SUM, 0.0)
-        _assign(self._model._loss_tracker, loss, self._samples)
-        for binding in self._training.metrics:
-            count = self._weight if binding.weighted else self._samples
-            _assign(binding.metric, self._sums.get(f"{binding.name}_sum", 0.0), count)
-        return dict(self._model.get_metrics_result())
+        if self.wants_outputs:
+            self.publish()
+            return dict(self._model.get_metrics_result())
+        logs: dict[str, Any] = {}
+        for name, number in self._names.items():
+            total, count = self._of(number)
+            logs[name] = total / count if count else 0.0
+        return logs
+
+    def publish(self) -> None:
+        """Sets Keras's objects, each of which is a total and a count."""
+        for number, mean in _means(self._model, self._training).items():
+            total, count = self._of(number)
+            mean.total.assign(total)
+            mean.count.assign(count)
+
+    def _of(self, number: int) -> tuple[float, float]:
+        if number == _LOSS:
+            loss = self._sums.get(LOSS_SUM, 0.0) + self._sums.get(REGULARISATION_SUM, 0.0)
+            return loss, self._samples
+        binding = self._training.metrics[number]
+        count = self._weight if binding.weighted else self._samples
+        return self._sums.get(f"{binding.name}_sum", 0.0), count
 
 
-def _assign(mean: Any, total: float, count: float) -> None:
-    """Sets a Keras Mean metric, which is total / count."""
-    mean.total.assign(total)
-    mean.count.assign(count)
+def result_names(model: Any, training: Training) -> dict[str, int]:
+    """Returns how Keras calls each result, by setting every metric to a number of its own."""
+    for number, mean in _means(model, training).items():
+        mean.total.assign(number + 2)
+        mean.count.assign(1)
+    results = model.get_metrics_result()
+    model.reset_metrics()
+    known = set(_means(model, training))
+    names = {name: round(float(value)) - 2 for name, value in results.items()}
+    return {name: number for name, number in names.items() if number in known}
+
+
+def _means(model: Any, training: Training) -> dict[int, Any]:
+    return {_LOSS: model._loss_tracker} | {
+        number: binding.metric for number, binding in enumerate(training.metrics)
+    }

@@ -6,6 +6,7 @@ care. Arrays are uploaded once. Of a stream, the batches of one group are upload
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -160,6 +161,9 @@ class _ArraySource:
         self._encoded: dict[str, np.ndarray] = {}
         self._targets: np.ndarray | None = None
         self._iterator: Any = None
+        self._samples = 0
+        # Python's generator is one of those that keras.utils.set_random_seed sets.
+        self._generator = np.random.default_rng(random.getrandbits(64))
         self._resident: tuple[Any, Any] | None = None
         self._group = _Group()
 
@@ -176,7 +180,7 @@ class _ArraySource:
         )
         if self._with_target:
             self._targets = to_numpy(self._y)
-        samples = len(next(iter(self._encoded.values())))
+        self._samples = samples = len(next(iter(self._encoded.values())))
         batch_size, steps, shuffle = self._batching
         if self._iterator is None:
             self._iterator = array_batches(
@@ -188,8 +192,18 @@ class _ArraySource:
         self._iterator.reset()
 
     def epoch(self) -> Iterator[np.ndarray]:
-        for _, _, (indices,) in self._iterator:
-            yield indices
+        _, steps, shuffle = self._batching
+        if steps is not None or shuffle == "batch":
+            # Epochs that end in the middle of the samples: Keras knows where to go on.
+            for _, _, (indices,) in self._iterator:
+                yield np.arange(self._samples)[indices]
+            return
+        size = self.largest(())
+        order = np.arange(self._samples)
+        if shuffle:
+            self._generator.shuffle(order)
+        for start in range(0, self._samples, size):
+            yield order[start : start + size]
 
     def largest(self, batches: Sequence[np.ndarray]) -> int:  # noqa: ARG002
         # The last batch of an epoch may be short, and must not make a machine of its own.
