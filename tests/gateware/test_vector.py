@@ -178,58 +178,71 @@ WAYS = {
 LATENCY = {"direct": 10, "relu": 10, "post": 12, "function": 16, "both": 18}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_latency_and_fence(way):
+def test_latency_and_fence():
     config = make_config()
-    machine = filled(config, np.random.default_rng(5))
-    first = copying(0, 20, 6, **WAYS[way])
-    # The second pass begins with the row that the first one wrote last.
-    second = copying(25, 40, 3, fence=1)
-    trace = execute(config, machine, [first, second])
-    reads, latency = trace.reads, LATENCY[way]
-    assert latency == write_latency(
-        function=way in ("function", "both"), post=way in ("post", "both")
-    )
-    assert reads[0] == trace.taken[0] + 1
-    assert reads[:6] == list(range(reads[0], reads[0] + 6))
-    assert [w[0] for w in trace.writes[:6]] == [r + latency for r in reads[:6]]
-    assert trace.done[0] == reads[5] + latency + 1
-    assert trace.taken[1] == reads[5]
-    assert reads[6] == reads[5] + latency + 2
+    passes: list[Vector] = []
+    for way in WAYS.values():
+        passes.append(copying(0, 20, 6, fence=1, **way))
+        # Begins with the row that the pass before wrote last.
+        passes.append(copying(25, 40, 3, fence=1))
+    trace = execute(config, filled(config, np.random.default_rng(5)), passes)
+    assert trace.reads[0] == trace.taken[0] + 1
+    for n, way in enumerate(WAYS):
+        latency = LATENCY[way]
+        assert latency == write_latency(
+            function=way in ("function", "both"), post=way in ("post", "both")
+        )
+        reads, writes = trace.reads[9 * n :], trace.writes[9 * n :]
+        assert reads[:6] == list(range(reads[0], reads[0] + 6))
+        assert [w[0] for w in writes[:6]] == [r + latency for r in reads[:6]]
+        assert trace.done[2 * n] == reads[5] + latency + 1
+        assert trace.taken[2 * n + 1] == reads[5]
+        assert reads[6] == reads[5] + latency + 2
 
 
-@pytest.mark.parametrize("after", WAYS)
-@pytest.mark.parametrize("before", WAYS)
-def test_passes_without_fence_follow_in_order(before, after):
+def test_passes_without_fence_follow_in_order():
     config = make_config()
-    machine = filled(config, np.random.default_rng(6))
-    passes = [copying(0, 20, 4, **WAYS[before]), copying(8, 40, 4, **WAYS[after])]
-    trace = execute(config, machine, passes)
-    bubble = max(0, LATENCY[before] - LATENCY[after])
-    assert trace.reads[4] == trace.reads[3] + 1 + bubble
-    assert [w[2] for w in trace.writes] == [*range(20, 24), *range(40, 44)]
+    pairs = [(before, after) for before in WAYS for after in WAYS]
+    passes: list[Vector] = []
+    for before, after in pairs:
+        passes.append(copying(0, 20, 4, fence=1, **WAYS[before]))
+        passes.append(copying(8, 40, 4, **WAYS[after]))
+    trace = execute(config, filled(config, np.random.default_rng(6)), passes)
+    for n, (before, after) in enumerate(pairs):
+        bubble = max(0, LATENCY[before] - LATENCY[after])
+        assert trace.reads[8 * n + 4] == trace.reads[8 * n + 3] + 1 + bubble
+    rows = [*range(20, 24), *range(40, 44)]
+    assert [w[2] for w in trace.writes] == rows * len(pairs)
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])
-@pytest.mark.parametrize("n0", [1, 2, 4])
-def test_quantiser_latency(side, n0):
-    config = make_config(side=side)
+def test_quantiser_latency(side):
+    config = make_config(side=side, functions=(), post_multiply=False, random=False)
     machine = filled(config, np.random.default_rng(7))
-    tiles = Vector(
-        loops=Loops(1, 3, n0),
-        p0=RowStream(Space.VECTOR, base=0, s1=4, s0=1),
-        a=Source.P0,
-        tile=TileTarget(1, 2, s1=1),
-    )
-    trace = execute(config, machine, [tiles, copying(0, 20, 1)])
-    firsts = trace.reads[0 : 3 * n0 : n0]
-    assert firsts == [firsts[0] + side * n for n in range(3)]
-    rows = [w[0] for w in trace.writes if w[1] == "tile"]
-    assert rows[side - 1] == firsts[0] + n0 - 1 + 10 + quantise_latency(side)
+    counts = (1, 2, 4)
+    passes: list[Vector] = []
+    for n0 in counts:
+        tiles = Vector(
+            loops=Loops(1, 3, n0),
+            p0=RowStream(Space.VECTOR, base=0, s1=4, s0=1),
+            a=Source.P0,
+            tile=TileTarget(1, 2, s1=1),
+            fence=1,
+        )
+        passes += [tiles, copying(0, 20, 1)]
+    trace = execute(config, machine, passes)
     assert quantise_latency(side) == side + {4: 4, 8: 5, 16: 5}[side]
-    assert rows == list(range(rows[0], rows[0] + 3 * side))
-    # The copy is written long before the tiles, but it is done after them.
-    assert trace.done == [rows[-1] + 1, rows[-1] + 2]
+    written = [w[0] for w in trace.writes if w[1] == "tile"]
+    reads, dones = trace.reads, trace.done
+    for n0 in counts:
+        firsts = reads[0 : 3 * n0 : n0]
+        assert firsts[1:] == [firsts[0] + side, firsts[0] + 2 * side]
+        rows, written = written[: 3 * side], written[3 * side :]
+        ends = [first + n0 - 1 + 10 + quantise_latency(side) for first in firsts]
+        assert rows[side - 1 :: side] == ends
+        # The copy is written long before the tiles, but it is done after them.
+        assert dones[:2] == [ends[-1] + 1, ends[-1] + 2]
+        reads, dones = reads[3 * n0 + 1 :], dones[2:]
 
 
 def test_scalars_and_seed_take_effect_at_once():

@@ -102,6 +102,8 @@ class Programs:
             )
             loops = Loops(n2, n1, n0)
             a, b, c = (Source(rng.choice(sources)) for _ in range(3))
+            if self._chance(0.2):
+                a = Source.ACC
             d = Source.ONE
             if config.vector.post_multiply and self._chance(0.35):
                 d = Source(rng.choice(sources))
