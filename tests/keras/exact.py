@@ -45,6 +45,8 @@ class ExactSession:
 
     def upload(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.uploads += 1
+        read = {node.name for f in self.functions.values() for node in f.inputs}
+        assert set(inputs) <= read
         resident = {}
         for name, array in inputs.items():
             array = np.asarray(array, dtype=np.float64)

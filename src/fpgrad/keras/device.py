@@ -66,6 +66,22 @@ class Compiled:
         return self.lowered.batch_size
 
     @cached_property
+    def _inputs(self) -> frozenset[str]:
+        """Names of the inputs that any function reads; the others are not uploaded."""
+        functions = self.steps.functions.values()
+        return frozenset(node.name for function in functions for node in function.inputs)
+
+    def upload(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Puts samples into device memory, as far as the functions read them."""
+        return self.session.upload({k: v for k, v in arrays.items() if k in self._inputs})
+
+    def release(self, dataset: Any) -> None:
+        """Gives the memory of samples back, if the session can reuse memory."""
+        release = getattr(self.session, "release", None)
+        if release is not None:
+            release(dataset)
+
+    @cached_property
     def trained(self) -> frozenset[str]:
         """States that a training step changes. The user's others are left untouched."""
         train = self.steps.functions.get("train")
@@ -203,8 +219,10 @@ class Device:
         first = int(_number(optimizer._iterations))
         scalars = {"inv_count": np.full(steps, 1.0 / batch_size)}
         scalars.update(_optimizer_scalars(built, optimizer, first, steps))
+        read = {node.name for function in built.functions.values() for node in function.inputs}
+        samples = random_samples(lowered, steps * batch_size, seed)
         return Trial(
-            data=random_samples(lowered, steps * batch_size, seed),
+            data={name: array for name, array in samples.items() if name in read},
             order=np.arange(steps * batch_size).reshape(steps, batch_size),
             scalars=scalars,
             states={link.state: _read(link) / link.scale for link in links},

@@ -113,7 +113,7 @@ def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) ->
         callbacks.on_test_batch_begin(first)
         with pace.timing(len(batches)):
             compiled = _compiled(device, source, batches, training=True)
-            placed = source.place(compiled.session, batches, _normaliser(compiled))
+            placed = source.place(compiled, batches, _normaliser(compiled))
             metrics.add(device.evaluate(compiled, placed), placed)
             if metrics.wants_outputs:
                 metrics.add_outputs(device.predict(compiled, placed), placed)
@@ -139,7 +139,7 @@ def predict(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> 
         callbacks.on_predict_batch_begin(first)
         with pace.timing(len(batches)):
             compiled = _compiled(device, source, batches, training=False)
-            placed = source.place(compiled.session, batches, Normaliser.COUNT)
+            placed = source.place(compiled, batches, Normaliser.COUNT)
             outputs.append(device.predict(compiled, placed))
         callbacks.on_predict_batch_end(first + len(batches) - 1, {"outputs": outputs[-1]})
         if model.stop_predicting:
@@ -151,7 +151,7 @@ def predict(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> 
 def _train(
     device: Device, compiled: Compiled, source: Source, batches: list[Any], metrics: EpochMetrics
 ) -> Placed:
-    placed = source.place(compiled.session, batches, _normaliser(compiled))
+    placed = source.place(compiled, batches, _normaliser(compiled))
     metrics.add(device.train(compiled, placed), placed)
     if metrics.wants_outputs:
         outputs = device.outputs_of_last_step(compiled, int(placed.counts[-1]))

@@ -7,7 +7,7 @@ care. Arrays are uploaded once. Of a stream, the batches of one group are upload
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from fpgrad.keras.adapters import (
 from fpgrad.keras.data import Layout
 from fpgrad.keras.pace import MAX_STEPS
 
-__all__ = ["Placed", "Source", "open_source"]
+__all__ = ["Machine", "Placed", "Source", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,23 @@ class Placed:
     weights: np.ndarray
     targets: np.ndarray | None
     sample_weights: np.ndarray | None
+
+
+class Machine(Protocol):
+    """Where samples are placed."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a compiled batch."""
+        ...
+
+    def upload(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Puts samples into device memory."""
+        ...
+
+    def release(self, dataset: Any) -> None:
+        """Gives the memory of samples back."""
+        ...
 
 
 class Source(Protocol):
@@ -79,7 +96,7 @@ class Source(Protocol):
         """The number of samples in the largest of the batches."""
         ...
 
-    def place(self, session: Any, batches: Sequence[Any], normaliser: Normaliser) -> Placed:
+    def place(self, machine: Machine, batches: Sequence[Any], normaliser: Normaliser) -> Placed:
         """Puts a group of batches on the device; what the last group needed alone is released."""
         ...
 
@@ -164,7 +181,7 @@ class _ArraySource:
         self._samples = 0
         # Python's generator is one of those that keras.utils.set_random_seed sets.
         self._generator = np.random.default_rng(random.getrandbits(64))
-        self._resident: tuple[Any, Any] | None = None
+        self._resident: tuple[Machine, Any] | None = None
         self._group = _Group()
 
     @property
@@ -209,7 +226,9 @@ class _ArraySource:
         # The last batch of an epoch may be short, and must not make a machine of its own.
         return int(self._iterator.data_adapter.batch_size)
 
-    def place(self, session: Any, batches: Sequence[np.ndarray], normaliser: Normaliser) -> Placed:
+    def place(
+        self, machine: Machine, batches: Sequence[np.ndarray], normaliser: Normaliser
+    ) -> Placed:
         counts = np.array([len(indices) for indices in batches])
         rows = np.concatenate(batches)
         weights = self._encoded.get("sample_weight")
@@ -217,21 +236,21 @@ class _ArraySource:
         sums = _per_batch(row_weights, counts)
         if normaliser is not Normaliser.COUNT:
             chosen = {name: array[rows] for name, array in self._encoded.items()}
-            dataset = self._group.upload(session, chosen, counts, sums, normaliser)
-            order = _order(batches=_consecutive(counts), size=session.batch_size)
+            dataset = self._group.upload(machine, chosen, counts, sums, normaliser)
+            order = _order(batches=_consecutive(counts), size=machine.batch_size)
         else:
-            if self._resident is None or self._resident[0] is not session:
+            if self._resident is None or self._resident[0] is not machine:
                 self.close()
-                self._resident = (session, session.upload(self._encoded))
+                self._resident = (machine, machine.upload(self._encoded))
             dataset = self._resident[1]
-            order = _order(batches, session.batch_size)
+            order = _order(batches, machine.batch_size)
         targets = None if self._targets is None else self._targets[rows]
         return Placed(dataset, order, counts, sums, targets, row_weights)
 
     def close(self) -> None:
         self._group.close()
         if self._resident is not None:
-            _release(*self._resident)
+            self._resident[0].release(self._resident[1])
             self._resident = None
 
 
@@ -277,7 +296,7 @@ class _StreamSource:
         return max(sizes + ([int(self._limit)] if self._limit else []))
 
     def place(
-        self, session: Any, batches: Sequence[tuple[Any, Any, Any]], normaliser: Normaliser
+        self, machine: Machine, batches: Sequence[tuple[Any, Any, Any]], normaliser: Normaliser
     ) -> Placed:
         assert self._layout is not None, "prepare comes first"
         encoded = [
@@ -288,11 +307,11 @@ class _StreamSource:
         merged = {name: np.concatenate([arrays[name] for arrays in encoded]) for name in encoded[0]}
         row_weights = merged["sample_weight"][:, 0] if self._with_target else None
         sums = _per_batch(row_weights, counts)
-        dataset = self._group.upload(session, merged, counts, sums, normaliser)
+        dataset = self._group.upload(machine, merged, counts, sums, normaliser)
         targets = None
         if self._with_target:
             targets = np.concatenate([to_numpy(y) for _, y, _ in batches])
-        order = _order(_consecutive(counts), session.batch_size)
+        order = _order(_consecutive(counts), machine.batch_size)
         return Placed(dataset, order, counts, sums, targets, row_weights)
 
     def close(self) -> None:
@@ -330,11 +349,11 @@ class _Group:
     """The data set of the present group of batches; that of the last one is released."""
 
     def __init__(self) -> None:
-        self._held: tuple[Any, Any] | None = None
+        self._held: tuple[Machine, Any] | None = None
 
     def upload(
         self,
-        session: Any,
+        machine: Machine,
         arrays: dict[str, np.ndarray],
         counts: np.ndarray,
         sums: np.ndarray,
@@ -352,18 +371,11 @@ class _Group:
             scaled = arrays["sample_weight"][:, 0] * np.repeat(factors, counts)
             arrays = {**arrays, "sample_weight": scaled[:, None].astype(np.float32)}
         self.close()
-        self._held = (session, session.upload(arrays))
+        self._held = (machine, machine.upload(arrays))
         return self._held[1]
 
     def close(self) -> None:
         """Releases the data set held."""
         if self._held is not None:
-            _release(*self._held)
+            self._held[0].release(self._held[1])
             self._held = None
-
-
-def _release(session: Any, dataset: Any) -> None:
-    """Gives a data set's device memory back, if the session can reuse memory."""
-    release = getattr(session, "release", None)
-    if release is not None:
-        release(dataset)
