@@ -29,7 +29,9 @@ from fpgrad.reference import ReferenceExecutor
 CONFIG = MachineConfig(
     matrix=MatrixConfig(tile=TileFormat(side=4)),
     vector=VectorConfig(functions=()),
-    memory=MemoryConfig(vector_rows=64, tiles=8, inbox_rows=64, outbox_rows=32, dram_words_per_cycle=4),
+    memory=MemoryConfig(
+        vector_rows=64, tiles=8, inbox_rows=64, outbox_rows=32, dram_words_per_cycle=4
+    ),
 )
 
 
@@ -52,7 +54,11 @@ BAD = {
         Vector(loops=Loops(1, 2, 3), p0=RowStream(Space.VECTOR, 0, 2, 0, 1, -2), a=Source.P0),
         "vector addresses -2 to 3 are outside its 64 rows",
     ),
-    "none": (Unit.VECTOR, Vector(a=Source.P0), "an operand reads a memory stream whose space is NONE"),
+    "none": (
+        Unit.VECTOR,
+        Vector(a=Source.P0),
+        "an operand reads a memory stream whose space is NONE",
+    ),
     "reduce": (Unit.VECTOR, Vector(reduce=1), "a reducing pass needs n0 of at least 4, not 1"),
     "target": (
         Unit.VECTOR,

@@ -233,8 +233,7 @@ class Load(wiring.Component):
                     for b in range(beats):
                         with m.Case(b):
                             m.d.sync += [
-                                self.inbox_data[b * w + k].eq(words[k] >> shift)
-                                for k in range(w)
+                                self.inbox_data[b * w + k].eq(words[k] >> shift) for k in range(w)
                             ]
                 m.d.sync += [writes.eq(last_beat), self.inbox_row.eq(next_row)]
                 with m.If(last_beat):
