@@ -1,0 +1,111 @@
+"""The ladder of equality on whole training runs: reference == emulator (every level) == RTL, zero differing bits."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from fpgrad import FPGA
+from fpgrad.emulator import EmulatorExecutor, available_levels
+from fpgrad.flow.build import compile_model
+from fpgrad.host.session import Session
+from fpgrad.isa.compare import first_difference
+
+EPOCHS = 3
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, neighbouring pixels averaged: 32 features in [0, 1]."""
+    x, y = load_digits(return_X_y=True)
+    return (x.reshape(-1, 32, 2).mean(-1) / 16).astype(np.float32), y
+
+
+def readme_model() -> keras.Model:
+    """The model of the README, always with the same initial weights."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((32,)),
+            keras.layers.Dense(64, activation="relu", name="hidden"),
+            keras.layers.Dense(10, activation="softmax", name="classes"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def run(**options) -> tuple[list[np.ndarray], dict[str, list[float]], int]:
+    """Weights, history and saturation count after three epochs on an executor."""
+    x, y = digits()
+    model = readme_model()
+    fpga = FPGA(model, **options)
+    history = fpga.fit(
+        x[:1500], y[:1500], epochs=EPOCHS, verbose=0, validation_data=(x[1500:], y[1500:])
+    )
+    return model.get_weights(), history.history, fpga.counters["cycles"]
+
+
+@pytest.fixture(scope="module")
+def specification() -> tuple[list[np.ndarray], dict[str, list[float]], int]:
+    return run(backend="reference")
+
+
+def assert_same(got, wanted) -> None:
+    for a, b in zip(got[0], wanted[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert got[1] == wanted[1]
+
+
+def test_training_learns(specification):
+    accuracy = specification[1]["accuracy"]
+    assert accuracy[0] < accuracy[1] < accuracy[2]
+    assert accuracy[2] > 0.7
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("level", available_levels())
+def test_emulator_equals_reference(specification, level: str, threads: int):
+    def open_session(functions) -> Session:
+        program = compile_model(functions)
+        return Session(program, EmulatorExecutor(program.config, threads=threads, level=level))
+
+    assert_same(run(open_session=open_session), specification)
+
+
+def test_rtl_equals_reference_and_the_cycle_model(specification):
+    rtl = run(backend="rtl")
+    assert_same(rtl, specification)
+    emulated = run(backend="emulator")
+    assert rtl[2] == pytest.approx(emulated[2], rel=0.01)
+
+
+def test_a_flipped_bit_is_found_and_named():
+    x, y = digits()
+    sessions: list[Session] = []
+
+    def open_session(functions) -> Session:
+        program = compile_model(functions)
+        sessions.append(Session(program, EmulatorExecutor(program.config)))
+        return sessions[-1]
+
+    for _ in range(2):
+        FPGA(readme_model(), open_session=open_session).fit(
+            x[:64], y[:64], epochs=1, shuffle=False, verbose=0
+        )
+    left, right = sessions[0].executor, sessions[1].executor
+    program = sessions[0].program
+    assert first_difference(left.dump(), right.dump(), program) is None
+    state = program.meta["states"]["hidden/kernel"]
+    row = state["base"] + 5
+    value = int(left.dump()["vector"][row, 3])
+    left.poke("vector", (row, 3), value ^ 1)
+    found = first_difference(left.dump(), right.dump(), program)
+    assert found is not None
+    assert "hidden/kernel" in found
+    assert f"row {row}, lane 3" in found
