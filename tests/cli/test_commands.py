@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 from typer.testing import CliRunner
 
 from fpgrad.cli import app, main
-from fpgrad.errors import MissingExtraError, ModelFileError, UnsupportedModelError
+from fpgrad.errors import (
+    MissingExtraError,
+    ModelFileError,
+    ModelNotCompiledError,
+    UnsupportedModelError,
+)
 from fpgrad.keras import FPGA, demo
 
 L = keras.layers
@@ -60,6 +66,24 @@ def test_check_lists_everything_unsupported(tmp_path):
     with pytest.raises(UnsupportedModelError) as caught:
         run("check", tmp_path / "model.keras")
     assert [problem.where for problem in caught.value.problems] == ["conv", "optimizer Lion"]
+
+
+def test_check_wants_a_compiled_model(tmp_path):
+    keras.Sequential([L.Input((4,)), L.Dense(2)], name="net").save(tmp_path / "model.keras")
+    with pytest.raises(ModelNotCompiledError, match=r"^model 'net' must be compiled"):
+        run("check", tmp_path / "model.keras")
+
+
+def test_estimate_and_verify_and_verilog_on_a_real_machine(model_file, tmp_path):
+    out = run("estimate", model_file, "--batch-size", "16", "--clock-mhz", "50").stdout
+    assert "cycles for 16 samples" in out
+    assert "at 50 MHz" in out
+    result = run("verify", model_file, "--backend", "reference", "--steps", "1")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("reference against emulator, 1 training steps: 0 of ")
+    files = run("verilog", model_file, "-o", tmp_path / "out").stdout.split()
+    assert {Path(file).suffix for file in files} == {".v", ".fpg"}
+    assert all(Path(file).stat().st_size for file in files)
 
 
 def test_files_that_hold_no_model(tmp_path):

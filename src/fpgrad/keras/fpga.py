@@ -228,13 +228,14 @@ class FPGA:
         return self._device.counters()
 
     def functions(self, batch_size: int = 32) -> Mapping[str, Function]:
-        """Returns the graph functions that are compiled for batches of ``batch_size`` samples."""
-        return self._device.steps(batch_size, training=self.model.compiled).functions
+        """Returns the graph functions of training for batches of ``batch_size`` samples."""
+        return self._device.steps(batch_size, training=True).functions
 
     def program(self, batch_size: int = 32) -> Any:
         """Returns the machine's program, with the machine's configuration in it.
 
         Raises:
+            ModelNotCompiledError: if ``model.compile`` was not called.
             UnsupportedModelError: with everything in the model that cannot be compiled.
             MemoryCapacityError: if the machine given as ``config`` is too small.
         """
@@ -258,7 +259,6 @@ class FPGA:
             summarise(
                 program,
                 model=self.model.name,
-                entry="train" if self.model.compiled else "predict",
                 clock_hz=clock_hz,
                 saturations={name: n for name, n in saturated.items() if n},
             )
