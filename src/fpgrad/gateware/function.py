@@ -170,8 +170,12 @@ class FunctionPipeline(wiring.Component):
 
         # 3: look up.
         base_bits, slope_bits = contents.base_bits, contents.slope_bits
+        # A block RAM's output would come too late to be multiplied in the next cycle.
         m.submodules.table = table = memory.Memory(
-            shape=unsigned(base_bits + slope_bits), depth=len(contents.base), init=contents.words
+            shape=unsigned(base_bits + slope_bits),
+            depth=len(contents.base),
+            init=contents.words,
+            attrs={"rom_style": "logic"},
         )
         port = table.read_port()
         m.d.comb += [port.en.eq(1), port.addr.eq(address2)]
