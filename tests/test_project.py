@@ -101,7 +101,7 @@ def test_contracts_hold(copied: Path) -> None:
         ("emulator", "fpgrad.reference", "Layers"),
         ("rtl", "fpgrad.host", "Layers"),
         ("report", "fpgrad.flow", "Layers"),
-        ("cli", "fpgrad.torch", "Layers"),
+        ("keras", "fpgrad.torch", "Layers"),
         ("host", "fpgrad.codegen", "Waist"),
         ("link", "fpgrad.graph", "Waist"),
         ("cli", "keras", "Frameworks"),
