@@ -76,10 +76,8 @@ class Compiled:
         return self.session.upload({k: v for k, v in arrays.items() if k in self._inputs})
 
     def release(self, dataset: Any) -> None:
-        """Gives the memory of samples back, if the session can reuse memory."""
-        release = getattr(self.session, "release", None)
-        if release is not None:
-            release(dataset)
+        """Gives the memory of samples back."""
+        self.session.release(dataset)
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -282,16 +280,12 @@ class Device:
         for link in trained:
             value = values[link.state] * np.float32(link.scale)
             link.variable.assign(value.reshape(link.variable.shape))
-            compiled.synced[link.state] = _read(link)
+            # Exactly what the variable now reads as: float32 or float64, both hold it.
+            compiled.synced[link.state] = value.astype(np.float64)
         self._ahead = None
 
-    def push(self) -> None:
-        """Writes variables that someone has changed in the meantime, such as a callback."""
-        for compiled in self._compiled.values():
-            if compiled.synced:
-                self._push(compiled)
-
     def _push(self, compiled: Compiled) -> None:
+        """Writes variables that someone has changed in the meantime, such as a callback."""
         changed: dict[str, np.ndarray] = {}
         for link in compiled.links:
             value = _read(link)

@@ -166,7 +166,6 @@ class FPGA:
         """Returns loss and metrics; the arguments are those of ``keras.Model.evaluate``."""
         source = self._source(x, y, sample_weight, batch_size=batch_size, steps=steps)
         with contextlib.closing(source):
-            self._device.push()
             logs = loops.evaluate(self._device, source, callbacks=callbacks, verbose=verbose)
         return logs if return_dict else self.model._flatten_metrics_in_order(logs)
 
@@ -181,7 +180,6 @@ class FPGA:
         """Returns the model's outputs, float32 of shape (samples, *output shape)."""
         source = self._source(x, batch_size=batch_size, steps=steps, with_target=False)
         with contextlib.closing(source):
-            self._device.push()
             return loops.predict(self._device, source, callbacks=callbacks, verbose=verbose)
 
     def train_on_batch(
@@ -194,7 +192,6 @@ class FPGA:
     ) -> Any:
         """Runs one training step and returns the batch's loss and metrics."""
         self._build(x)
-        self._device.push()
         if class_weight is not None:
             if sample_weight is not None:
                 raise InvalidArgumentError(
@@ -211,7 +208,6 @@ class FPGA:
     ) -> Any:
         """Returns the loss and metrics of one batch."""
         self._build(x)
-        self._device.push()
         with contextlib.closing(self._batch(x, y, sample_weight)) as source:
             logs = loops.evaluate(self._device, source, callbacks=None, verbose=0)
         return logs if return_dict else self.model._flatten_metrics_in_order(logs)

@@ -55,16 +55,11 @@ def fit(
     model.stop_training = False
     logs: dict[str, Any] = {}
     callbacks.on_train_begin()
-    device.push()
     for epoch in range(model._initial_epoch or initial_epoch, epochs):
         metrics.reset()
         callbacks.on_epoch_begin(epoch)
-        if watched:
-            device.push()
         for first, batches in _groups(source, pace):
             callbacks.on_train_batch_begin(first)
-            if every_step:
-                device.push()
             with pace.timing(len(batches)):
                 compiled = _compiled(device, source, batches, training=True)
                 _train(device, compiled, source, batches, metrics)
