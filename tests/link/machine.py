@@ -21,7 +21,7 @@ class FakeLink(Link):
         self.statuses = list(statuses)
         self.cleared = 0
         self.dram = np.zeros((config.memory.dram_rows, config.side), np.uint32)
-        self.registers = {Register.MAGIC: MAGIC, Register.VERSION: VERSION}
+        self.registers: dict[int, int] = {Register.MAGIC: MAGIC, Register.VERSION: VERSION}
         digest = bytes.fromhex(config.digest)
         for n in range(8):
             self.registers[Register.DIGEST + n] = int.from_bytes(digest[4 * n : 4 * n + 4], "big")
@@ -30,7 +30,7 @@ class FakeLink(Link):
         for n, value in enumerate(values):
             self.written[address + n] = int(value)
 
-    def read_registers(self, address, count=1):
+    def read_registers(self, address: int, count: int = 1) -> list[int]:
         if address == Register.STATUS:
             assert Register.CONTROL in self.written
             return [self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]]

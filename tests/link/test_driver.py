@@ -30,7 +30,11 @@ VECTORS = (Vector(), Vector(fence=1, wait=Tokens(load=3)))
 PROGRAM = Program(
     CONFIG,
     {Unit.LOAD: (Load(rows=3),), Unit.VECTOR: VECTORS, Unit.STORE: (Store(rows=2),)},
-    {"main": Entry((0, 0, 1, 0), (1, 0, 2, 1), ((0, 1, 2, 3), (0,) * 4, (9, 0, 0, 0), (0,) * 4), ("x",))},
+    {
+        "main": Entry(
+            (0, 0, 1, 0), (1, 0, 2, 1), ((0, 1, 2, 3), (0,) * 4, (9, 0, 0, 0), (0,) * 4), ("x",)
+        )
+    },
 )
 
 
@@ -78,8 +82,10 @@ def test_run_writes_the_entry_and_reads_the_counters():
         (Status.ROWS_LEFT, "accumulator rows were never taken"),
         (
             Status.RUNNING | Status.QUIET,
-            "the units wait for each other: load waits at instruction 1 of step 4, "
-            "vector works up to instruction 7 of step 5",
+            (
+                "the units wait for each other: load waits at instruction 1 of step 4, "
+                "vector works up to instruction 7 of step 5"
+            ),
         ),
     ],
 )
@@ -121,7 +127,7 @@ def test_another_machine_is_refused(register, message):
 
 
 def test_external_memory_is_written_and_read_inside_its_limits():
-    link, executor = machine()
+    _, executor = machine()
     words = np.arange(12, dtype=np.uint32).reshape(3, 4)
     executor.write(61, words)
     np.testing.assert_array_equal(executor.read(61, 3), words)
@@ -132,7 +138,7 @@ def test_external_memory_is_written_and_read_inside_its_limits():
 
 
 def test_what_cannot_be_run_is_refused():
-    link, executor = machine()
+    _, executor = machine()
     with pytest.raises(ExecutionError, match="no program is loaded"):
         executor.run("main", 1, [0])
     executor.load_program(PROGRAM)

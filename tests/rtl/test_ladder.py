@@ -17,6 +17,7 @@ from fpgrad.isa.instructions import Load, Loops, Matrix, Source, Tokens, Unit, V
 from fpgrad.isa.program import Entry, Program
 from fpgrad.reference import ReferenceExecutor
 
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_programs_leave_the_same_bits(machines, name):
     for seed in range(25):
@@ -106,7 +107,8 @@ def test_a_deadlock_is_an_error_that_names_units_and_instructions(machines):
     )
     rtl.load_program(program)
     with pytest.raises(
-        ExecutionError, match=r"^the units wait for each other: load waits at instruction 1 of step 0$"
+        ExecutionError,
+        match=r"^the units wait for each other: load waits at instruction 1 of step 0$",
     ):
         rtl.run("main", 3, [0])
     with pytest.raises(ExecutionError, match="no program is loaded"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.rtl.conftest import CONFIGS
 
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Load, Store, Tokens, Unit, Vector
 from fpgrad.isa.program import Entry, Program
-from tests.rtl.conftest import CONFIGS
 
 #: The cycle after START's pulse in which the first instruction is taken.
 FIRST = 3
