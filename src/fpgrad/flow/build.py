@@ -10,36 +10,36 @@ from fpgrad.errors import InvalidArgumentError
 from fpgrad.graph import Function
 from fpgrad.host.session import Session
 from fpgrad.isa.config import MachineConfig
-from fpgrad.isa.executor import Executor
+from fpgrad.isa.executor import Inspectable
 from fpgrad.isa.program import Program
 
 
-def _emulator(config: MachineConfig, **options: Any) -> Executor:
+def _emulator(config: MachineConfig, **options: Any) -> Inspectable:
     from fpgrad.emulator import EmulatorExecutor
 
     return EmulatorExecutor(config, **options)
 
 
-def _reference(config: MachineConfig, **options: Any) -> Executor:
+def _reference(config: MachineConfig, **options: Any) -> Inspectable:
     from fpgrad.reference import ReferenceExecutor
 
     return ReferenceExecutor(config, **options)
 
 
-def _rtl(config: MachineConfig, **options: Any) -> Executor:
+def _rtl(config: MachineConfig, **options: Any) -> Inspectable:
     from fpgrad.rtl import RtlExecutor
 
     return RtlExecutor(config, **options)
 
 
-BACKENDS: dict[str, Callable[..., Executor]] = {
+BACKENDS: dict[str, Callable[..., Inspectable]] = {
     "emulator": _emulator,
     "reference": _reference,
     "rtl": _rtl,
 }
 
 
-def make_executor(backend: str, config: MachineConfig, **options: Any) -> Executor:
+def make_executor(backend: str, config: MachineConfig, **options: Any) -> Inspectable:
     """The executor called ``backend`` for a machine.
 
     Raises:
@@ -51,10 +51,21 @@ def make_executor(backend: str, config: MachineConfig, **options: Any) -> Execut
 
 
 def compile_model(
-    functions: Mapping[str, Function], config: MachineConfig | None = None
+    functions: Mapping[str, Function], config: MachineConfig | Machine | None = None
 ) -> Program:
-    """Compile functions for the smallest machine, or for the machine ``config`` if one is given."""
-    return compile_functions(functions, None if config is None else Machine(config, fixed=True))
+    """Compile the functions of a model, which share its states, into one program.
+
+    Args:
+        functions: by name ("train", "evaluate", "predict"), at stage "quantised".
+        config: None: the default formats and the smallest machine that runs the model. A `Machine`: its formats, and
+            again the smallest machine. A `MachineConfig`: this machine exactly.
+
+    Raises:
+        MemoryCapacityError: the given machine is too small; the message says what is missing.
+    """
+    if isinstance(config, MachineConfig):
+        config = Machine(config, fixed=True)
+    return compile_functions(functions, config)
 
 
 def open_session(program: Program, backend: str = "emulator", **options: Any) -> Session:
@@ -65,7 +76,7 @@ def open_session(program: Program, backend: str = "emulator", **options: Any) ->
 def build_session(
     functions: Mapping[str, Function],
     backend: str = "emulator",
-    config: MachineConfig | None = None,
+    config: MachineConfig | Machine | None = None,
     **options: Any,
 ) -> Session:
     """Compile functions and open a session on them."""

@@ -12,8 +12,9 @@ from fpgrad.isa.instructions import CLASS_OF, Matrix, Unit, Vector
 from fpgrad.isa.layout import width
 from fpgrad.isa.program import Program
 from fpgrad.report import LayerRow, MemoryUse, Needs, StepSummary
+from fpgrad.report.summary import PHASES, Phase
 
-PHASES = ("forward", "backward", "gradient", "update")
+NAMED: dict[str, Phase] = {phase: phase for phase in PHASES}
 
 
 def machine_name(config: MachineConfig) -> str:
@@ -28,12 +29,12 @@ def machine_name(config: MachineConfig) -> str:
 def layer_rows(program: Program, entry: str) -> list[LayerRow]:
     """Busy cycles of matrix and vector unit by layer and phase, in program order."""
     side = program.config.side
-    busy: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    busy: dict[tuple[str, Phase], list[int]] = defaultdict(lambda: [0, 0])
     e = program.entries[entry]
     for unit, column in ((Unit.MATRIX, 0), (Unit.VECTOR, 1)):
         for i in range(e.start[unit], e.stop[unit]):
             instruction, note = program.units[unit][i], program.notes[unit][i]
-            phase = note.phase if note.phase in PHASES else "other"
+            phase = NAMED.get(note.phase, "other")
             if isinstance(instruction, Matrix):
                 cycles = instruction.n1 * instruction.n0 * instruction.k * side
             else:
@@ -41,7 +42,7 @@ def layer_rows(program: Program, entry: str) -> list[LayerRow]:
                 cycles = instruction.loops.n2 * instruction.loops.n1 * instruction.loops.n0
             busy[note.layer, phase][column] += cycles
     order = {name: i for i, name in enumerate(dict.fromkeys(layer for layer, _ in busy))}
-    keys = sorted(busy, key=lambda k: (order[k[0]], (*PHASES, "other").index(k[1])))
+    keys = sorted(busy, key=lambda k: (order[k[0]], PHASES.index(k[1])))
     return [
         LayerRow(name=n, phase=p, matrix_cycles=busy[n, p][0], vector_cycles=busy[n, p][1])
         for n, p in keys

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fpgrad.flow.build import make_executor
 from fpgrad.host.session import Session
 from fpgrad.isa.compare import count_differences, first_difference
+from fpgrad.isa.executor import Inspectable
 from fpgrad.isa.program import Program
 
 
@@ -59,8 +60,10 @@ def verify(
     Stops at the first step after which anything differs.
     """
     sessions: list[Session] = []
+    executors: list[Inspectable] = []
     for name in (backend, against):
         executor = make_executor(name, program.config, **(options or {}).get(name, {}))
+        executors.append(executor)
         session = Session(program, executor)
         session.write_states(states)
         sessions.append(session)
@@ -73,13 +76,13 @@ def verify(
         sums = [
             s.train(d, order[i : i + 1], step, seed) for s, d in zip(sessions, uploads, strict=True)
         ]
-        dumps = [s.executor.dump() for s in sessions]  # type: ignore[attr-defined]
-        here, of = count_differences(*dumps)
+        left, right = (e.dump() for e in executors)
+        here, of = count_differences(left, right)
         wrong = [k for k in sums[0] if sums[0][k] != sums[1][k]]
         words, differing, done = words + of + len(sums[0]), here + len(wrong), i + 1
         if differing:
             first = (
-                first_difference(*dumps, program)
+                first_difference(left, right, program)
                 or f"{wrong[0]}: {sums[0][wrong[0]]!r}, {sums[1][wrong[0]]!r}"
             )
             first = f"first mismatch, after step {i}: {first}"

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fpgrad.errors import DataError, DataShapeError, InvalidArgumentError, MemoryCapacityError
+from fpgrad.errors import DataError, DataShapeError, InvalidArgumentError
 from fpgrad.host import pack
+from fpgrad.host.memory import RowAllocator
 from fpgrad.isa.executor import Executor, RunResult
 from fpgrad.isa.program import Program
 
@@ -46,7 +47,7 @@ class Session:
             "cycles": 0, "steps": 0, "saturated_vector": 0, "saturated_accumulator": 0, "saturated_host": 0,
         }  # fmt: skip
         self._image = np.zeros((self.meta["image_rows"], self.side), np.float32)
-        self._next_row = 0
+        self._memory = RowAllocator(program.config.memory.dram_rows, self.side)
         self._scratch: dict[str, tuple[int, int]] = {}
         self._window: tuple[str, int] = (
             "",
@@ -54,7 +55,7 @@ class Session:
         )  # the entry whose metrics the device holds, and after how many steps
         self._so_far: dict[str, float] = {}
         executor.load_program(program)
-        self._image_row = self._reserve(max(1, len(self._image)))
+        self._image_row = self._memory.reserve(max(1, len(self._image)))
         for base, values in self.meta["constants"]:
             rows = np.asarray(values, np.float32)
             self._image[base : base + len(rows)] = rows
@@ -67,25 +68,14 @@ class Session:
         """The compiled batch size N."""
         return next(iter(self.meta["functions"].values()))["batch_size"]
 
-    def _reserve(self, rows: int) -> int:
-        """DRAM rows that nothing else uses."""
-        first = self._next_row
-        self._next_row += rows
-        limit = self.program.config.memory.dram_rows
-        if self._next_row > limit:
-            need, have = (x * self.side * 4 / 2**20 for x in (self._next_row, limit))
-            raise MemoryCapacityError(
-                f"device memory holds {have:.0f} MiB, {need:.0f} MiB are needed for data and weights; train on "
-                "fewer samples at a time, or raise memory.dram_rows"
-            )
-        return first
-
     def _space(self, name: str, rows: int) -> int:
         """Scratch rows of at least this size, made again when they are too few."""
         first, size = self._scratch.get(name, (0, 0))
         if size < rows:
+            if size:
+                self._memory.release(first)
             size = max(rows, 2 * size)
-            first = self._reserve(size)
+            first = self._memory.reserve(size)
             self._scratch[name] = first, size
         return first
 
@@ -182,8 +172,15 @@ class Session:
                 self._upload_columns(data, f"columns {group}", names, arrays)
         unknown = sorted(set(arrays) - known)
         if unknown:
+            self.release(data)
             raise InvalidArgumentError(f"inputs must be among {sorted(known)}, not {unknown}")
         return data
+
+    def release(self, data: Dataset) -> None:
+        """Give a data set's memory back; it cannot be used any more."""
+        for first in data.rows.values():
+            self._memory.release(first)
+        data.rows.clear()
 
     def _upload_batch(
         self, data: Dataset, name: str, columns: int, arrays: Mapping[str, NDArray]
@@ -196,7 +193,7 @@ class Session:
                 f"{name} must have {columns} features a sample, not {array.shape[1]}"
             )
         rows = pack.sample_rows(array, self.side)
-        data.rows[name] = self._reserve(rows.shape[0] * rows.shape[1])
+        data.rows[name] = self._memory.reserve(rows.shape[0] * rows.shape[1])
         self._write(data.rows[name], rows)
 
     def _upload_columns(
@@ -209,7 +206,7 @@ class Session:
         for lane, name in enumerate(names):
             if name in arrays:
                 rows[: data.samples, lane] = arrays[name].reshape(data.samples)
-        data.rows[key] = self._reserve(len(rows))
+        data.rows[key] = self._memory.reserve(len(rows))
         self._write(data.rows[key], rows)
 
     # Running ------------------------------------------------------------------------------------

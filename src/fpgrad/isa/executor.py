@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,4 +52,16 @@ class Executor(Protocol):
         Raises:
             ExecutionError: the units wait for each other, or an address is outside its memory.
         """
+        ...
+
+
+class Inspectable(Executor, Protocol):
+    """An executor whose memories can be looked at and changed, for comparisons."""
+
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """Every memory as codes: "vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram"."""
+        ...
+
+    def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
+        """Overwrite one element of the memory ``name``."""
         ...
