@@ -39,11 +39,12 @@ def test_multiplier(fmt):
     rng = np.random.default_rng(1)
     a, b = pairs(fmt, rng, 2500)
     negate = rng.integers(0, 2, len(a))
-    product, over = smallfloat.multiply(fmt, a, b)
+    clear = rng.random(len(a)) < 0.1
+    product, over = smallfloat.multiply(fmt, np.where(clear, 0, a), b)
     product = np.where(negate == 1, smallfloat.negate(fmt, product), product)
     out = stream_through(
         Multiplier(fmt),
-        {"a": (0, a), "b": (0, b), "negate": (1, negate)},
+        {"a": (0, a), "b": (0, b), "clear": (0, clear), "negate": (1, negate)},
         {"product": MULTIPLY_LATENCY, "saturated": MULTIPLY_LATENCY},
     )
     np.testing.assert_array_equal(out["product"], product)

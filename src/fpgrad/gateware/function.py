@@ -13,7 +13,7 @@ from amaranth.utils import bits_for
 
 from fpgrad.formats import FloatFormat, Function, Table
 from fpgrad.formats.table import RANGE_LOG2
-from fpgrad.gateware.smallfloat import finish, leading_zeros, register, round_up
+from fpgrad.gateware.smallfloat import exceeds, finish, leading_zeros, register, round_up
 
 #: Cycles from the argument to the function's value.
 FUNCTION_LATENCY = 6
@@ -237,9 +237,11 @@ class FunctionPipeline(wiring.Component):
         packed = Signal(bits + e_bits + 4)
         m.d.comb += packed.eq(Cat(kept, value_exponent) + up)
         tiny = ~lifted[-1] | (value_exponent < 1)
-        code, over = finish(fmt, negative5, tiny, packed)
+        over = exceeds(fmt, value_exponent, kept, up)
+        # The largest number stands for what has no limit.
+        code = finish(fmt, negative5, tiny & ~infinite5, over | infinite5, packed)
         m.d.sync += [
-            self.value.eq(Mux(infinite5, Cat(Const(fmt.max_code, fmt.width - 1), negative5), code)),
-            self.saturated.eq(infinite5 | over),
+            self.value.eq(code),
+            self.saturated.eq(infinite5 | (over & ~tiny)),
         ]
         return m

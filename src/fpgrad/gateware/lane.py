@@ -130,18 +130,25 @@ class Lane(wiring.Component):
             alu.feedback.eq(self.feedback),
             alu.hold.eq(self.hold),
         ]
-        result, result_flag = Signal(fmt.width), Signal()
+        result, result_flag, dropped = Signal(fmt.width), Signal(), Signal()
         positive = ~alu.result[-1] & alu.result[fmt.mantissa_bits : -1].any()
         product_flag = delayed(m, multiplier.saturated, ALU_LATENCY, "product_flag")
         m.d.comb += [
-            result.eq(Mux(self.relu & ~positive, 0, alu.result)),
+            dropped.eq(self.relu & ~positive),
+            result.eq(Mux(dropped, 0, alu.result)),
             result_flag.eq(alu.saturated | product_flag),
         ]
 
         last, last_flag = Signal(fmt.width), Signal()
         m.d.comb += [last.eq(result), last_flag.eq(result_flag)]
         entering, entering_flag = Signal(fmt.width), Signal()
-        m.d.comb += [entering.eq(result), entering_flag.eq(result_flag)]
+        clear = Signal()
+        # Before a multiplier there is no time to make a zero: it is told of it instead.
+        m.d.comb += [
+            entering.eq(alu.result),
+            entering_flag.eq(result_flag),
+            clear.eq(dropped),
+        ]
         if config.tables:
             m.submodules.function = function = FunctionPipeline(fmt, config.tables)
             m.d.comb += [
@@ -154,7 +161,11 @@ class Lane(wiring.Component):
             with m.If(self.take_function):
                 m.d.comb += [last.eq(function.value), last_flag.eq(flag)]
             with m.If(self.post_function):
-                m.d.comb += [entering.eq(function.value), entering_flag.eq(flag)]
+                m.d.comb += [
+                    entering.eq(function.value),
+                    entering_flag.eq(flag),
+                    clear.eq(0),
+                ]
         if config.vector.post_multiply:
             m.submodules.queue = queue = memory.Memory(shape=fmt.width, depth=QUEUE_DEPTH, init=())
             write, read = queue.write_port(), queue.read_port()
@@ -166,6 +177,7 @@ class Lane(wiring.Component):
                 read.en.eq(self.d_read),
                 read.addr.eq(self.d_read_address),
                 post.a.eq(entering),
+                post.clear.eq(clear),
                 post.b.eq(read.data),
             ]
             earlier = delayed(m, entering_flag, MULTIPLY_LATENCY, "entering_flag")

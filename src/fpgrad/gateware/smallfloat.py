@@ -59,21 +59,31 @@ def round_up(kept_low: Value, rest: Value) -> Value:
     return rest[-1] & (kept_low | rest[:-1].any())
 
 
-def finish(fmt: FloatFormat, sign: Value, tiny: Value, packed: Value) -> tuple[Value, Value]:
-    """Code and saturation flag from ``packed``: mantissa below a signed exponent, already rounded.
+def exceeds(fmt: FloatFormat, exponent: Value, kept: Value, up: Value) -> Value:
+    """Whether a number's exponent, after rounding, is above the largest.
 
-    ``tiny`` results are the code 0; exponents above the largest clamp. ``packed``'s exponent must
-    be positive where ``tiny`` is not set, and have at least one bit above the field.
+    Known beside the rounding instead of after its carry: ``up`` reaches the exponent only through
+    a mantissa ``kept`` of ones. ``exponent`` is not negative where the answer matters.
     """
-    m, e = fmt.mantissa_bits, fmt.exponent_bits
-    exponent = packed[m:]
-    over = ~tiny & (exponent[e:].any() | exponent[:e].all())
-    body = Mux(over, fmt.max_code, packed[: m + e])
-    return Mux(tiny, 0, Cat(body, sign)), over
+    e = fmt.exponent_bits
+    carried = kept.all() & up & (exponent[:e] == fmt.max_exponent)
+    return exponent[e:].any() | exponent[:e].all() | carried
+
+
+def finish(fmt: FloatFormat, sign: Value, tiny: Value, over: Value, packed: Value) -> Value:
+    """The code of a rounded number: ``packed`` is its mantissa below its exponent.
+
+    ``tiny`` results are the code 0, ``over`` clamps the others to the largest.
+    """
+    body = Mux(over, fmt.max_code, packed[: fmt.width - 1])
+    return Mux(tiny, 0, Cat(body, sign))
 
 
 class Multiplier(wiring.Component):
-    """``product`` is ``±(a*b)`` two cycles later; ``negate`` comes one cycle after the operands."""
+    """``product`` is ``±(a*b)`` two cycles later; ``negate`` comes one cycle after the operands.
+
+    ``clear`` comes with the operands: the product is then 0, as if an operand were.
+    """
 
     def __init__(self, number: FloatFormat) -> None:
         self._number = number
@@ -81,6 +91,7 @@ class Multiplier(wiring.Component):
             {
                 "a": In(number.width),
                 "b": In(number.width),
+                "clear": In(1),
                 "negate": In(1),
                 "product": Out(number.width),
                 "saturated": Out(1),
@@ -105,7 +116,7 @@ class Multiplier(wiring.Component):
         high = Signal(signed(e_bits + 2), reset_less=True)
         m.d.sync += [low.eq(ea + eb - fmt.bias), high.eq(ea + eb - (fmt.bias - 1))]
         sign = register(m, self.a[-1] ^ self.b[-1], "sign")
-        zero = register(m, ~ea.any() | ~eb.any(), "zero")
+        zero = register(m, self.clear | ~ea.any() | ~eb.any(), "zero")
 
         top = product[-1]
         kept = Signal(bits)
@@ -125,8 +136,11 @@ class Multiplier(wiring.Component):
         tiny = zero | (exponent < 1)
         packed = Signal(bits + e_bits + 2)
         m.d.comb += packed.eq(Cat(kept, exponent) + up)
-        code, over = finish(fmt, sign ^ self.negate, tiny, packed)
-        m.d.sync += [self.product.eq(code), self.saturated.eq(over)]
+        over = exceeds(fmt, exponent, kept, up)
+        m.d.sync += [
+            self.product.eq(finish(fmt, sign ^ self.negate, tiny, over, packed)),
+            self.saturated.eq(over & ~tiny),
+        ]
         return m
 
 
@@ -286,7 +300,8 @@ class AluPipeline(wiring.Component):
             m.d.comb += [lifted.eq(total3 << 1), exponent.eq(exponents3[1])]
         with m.Else():
             m.d.comb += [lifted.eq(total3 << 2), exponent.eq(exponents3[2])]
-        m.d.comb += rounded.eq(Cat(lifted[4:-1], exponent) + round_up(lifted[4], lifted[:4]))
+        kept, up = lifted[4:-1], round_up(lifted[4], lifted[:4])
+        m.d.comb += rounded.eq(Cat(kept, exponent) + up)
         near_exponent = Signal(signed(max(e_bits, len(zeros3)) + 2))
         near_packed = Signal(bits + e_bits + 2)
         m.d.comb += [
@@ -294,9 +309,16 @@ class AluPipeline(wiring.Component):
             near_packed.eq(Cat((total3 << zeros3)[4 : sum_bits - 1], near_exponent[: e_bits + 2])),
         ]
         tiny = Mux(near, ~total3.any() | (near_exponent < 1), exponent < 1)
-        code, over = finish(fmt, sign3, tiny, Mux(near, near_packed, rounded))
+        # A number with leading zeros is smaller than an operand: it never exceeds the largest, but
+        # for exponents that no number has.
+        over = Mux(
+            near,
+            exceeds(fmt, near_exponent, Const(0, 1), Const(0, 1)),
+            exceeds(fmt, exponent, kept, up),
+        )
+        code = finish(fmt, sign3, tiny, over, Mux(near, near_packed, rounded))
         with m.If(adds3):
-            m.d.sync += [self.result.eq(code), self.saturated.eq(over)]
+            m.d.sync += [self.result.eq(code), self.saturated.eq(over & ~tiny)]
         with m.Else():
             m.d.sync += [self.result.eq(other3), self.saturated.eq(0)]
         return m
