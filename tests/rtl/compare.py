@@ -21,6 +21,12 @@ def reference_dump(executor: ReferenceExecutor) -> dict[str, np.ndarray]:
     return out
 
 
+def rtl_dump(executor: RtlExecutor) -> dict[str, np.ndarray]:
+    out = executor.dump()
+    out["dram"] = executor.read(0, ROWS).astype(np.int64)
+    return out
+
+
 def differences(wanted: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> list[str]:
     """One line for each memory that differs: how many elements, the first, both values."""
     out = []
@@ -46,7 +52,7 @@ def run_both(
         executor.load_program(program)
         executor.write(BASE, words)
         results.append(executor.run("main", steps, [BASE]))
-    lines = differences(reference_dump(reference), rtl.state.dump(dram_rows=ROWS))
+    lines = differences(reference_dump(reference), rtl_dump(rtl))
     wanted, got = results
     for name in ("saturated_vector", "saturated_accumulator"):
         if getattr(wanted, name) != getattr(got, name):

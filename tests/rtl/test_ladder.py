@@ -7,11 +7,16 @@ import dataclasses
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.rtl.compare import ROWS, check_random, differences, reference_dump, run_both
+from tests.rtl.compare import check_random, differences, reference_dump, rtl_dump, run_both
 from tests.rtl.conftest import CONFIGS
 from tests.rtl.programs import BASE, random_program
 
-from fpgrad.errors import ExecutionError, ProgramError, ProgramMismatchError
+from fpgrad.errors import (
+    ExecutionError,
+    InvalidArgumentError,
+    ProgramError,
+    ProgramMismatchError,
+)
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Load, Loops, Matrix, Source, Tokens, Unit, Vector
 from fpgrad.isa.program import Entry, Program
@@ -60,10 +65,10 @@ def test_one_flipped_bit_is_found_and_named(machines, memory, place):
     program, words = random_program(config, 1)
     lines, _ = run_both(config, rtl, program, words, 1)
     assert lines == []
-    before = rtl.state.dump(dram_rows=ROWS)
+    before = rtl_dump(rtl)
     value = int(before[memory][place])
-    rtl.state.poke(memory, place, value ^ 1)
-    lines = differences(before, rtl.state.dump(dram_rows=ROWS))
+    rtl.poke(memory, place, value ^ 1)
+    lines = differences(before, rtl_dump(rtl))
     assert lines == [
         f"{memory}: 1 differ, first {place}: {value:#x} and {value ^ 1:#x}",
     ]
@@ -73,12 +78,12 @@ def test_a_bit_flipped_before_the_run_spreads(machines):
     config, rtl = CONFIGS["side 4"], machines("side 4")
     program, words = random_program(config, 2)
     run_both(config, rtl, program, words, 1)
-    wanted = rtl.state.dump(dram_rows=ROWS)
+    wanted = rtl_dump(rtl)
     rtl.load_program(program)
     words[0, 0] ^= 1 << 30
     rtl.write(BASE, words)
     rtl.run("main", 1, [BASE])
-    assert differences(wanted, rtl.state.dump(dram_rows=ROWS))
+    assert differences(wanted, rtl_dump(rtl))
 
 
 def entry(*lengths: int, tokens=((0,) * 4,) * 4) -> Entry:
@@ -155,4 +160,25 @@ def test_reference_dump_has_the_same_memories(machines):
     rtl = machines("bare")
     fresh = ReferenceExecutor(CONFIGS["bare"])
     rtl.load_program(Program(CONFIGS["bare"], {}, {}))
-    assert differences(reference_dump(fresh), rtl.state.dump(dram_rows=ROWS)) == []
+    assert differences(reference_dump(fresh), rtl_dump(rtl)) == []
+
+
+def test_a_dump_can_be_restored(machines):
+    config, rtl = CONFIGS["side 4"], machines("side 4")
+    program, words = random_program(config, 3)
+    run_both(config, rtl, program, words, 1)
+    before = rtl.dump()
+    rtl.load_program(program)
+    assert differences(before, rtl_dump(rtl) | {"dram": before["dram"]})
+    rtl.restore(before)
+    after = rtl.dump()
+    assert differences(before, after) == []
+    assert len(after["dram"]) == len(before["dram"])
+
+
+def test_places_that_are_not_there_are_refused(machines):
+    rtl = machines("side 4")
+    with pytest.raises(InvalidArgumentError, match=r"memory must be one of vector, inbox, .*'x'"):
+        rtl.poke("x", 0, 1)
+    with pytest.raises(InvalidArgumentError, match=r"index \(128, 0\) is outside vector"):
+        rtl.poke("vector", (128, 0), 1)

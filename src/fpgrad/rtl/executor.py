@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fpgrad.isa.config import MachineConfig
 from fpgrad.link.driver import LinkExecutor
@@ -41,7 +45,14 @@ class RtlExecutor(LinkExecutor):
         self.simulation = VerilatedLink(self.model.library, config)
         super().__init__(self.simulation, config, timeout=timeout)
 
-    @property
-    def state(self) -> State:
-        """The memories of the machine, to compare and to change."""
-        return State(self.simulation, self.config)
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """See :class:`fpgrad.isa.executor.Inspectable`."""
+        return State(self.simulation, self.config).dump()
+
+    def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
+        """See :class:`fpgrad.isa.executor.Inspectable`."""
+        State(self.simulation, self.config).restore(memories)
+
+    def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
+        """See :class:`fpgrad.isa.executor.Inspectable`."""
+        State(self.simulation, self.config).poke(name, index, value)

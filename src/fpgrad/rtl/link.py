@@ -62,6 +62,7 @@ class VerilatedLink(Link):
             )
         self._handle = handle
         pointer = self._c.fpgrad_dram(handle)
+        self._touched = 0
         self._dram = np.ctypeslib.as_array(pointer, (m.dram_rows, self._config.side))
         self._variables: dict[str, NDArray[Any]] | None = None
 
@@ -95,6 +96,7 @@ class VerilatedLink(Link):
     def write_memory(self, row: int, words: NDArray[np.uint32]) -> None:
         """See :class:`fpgrad.link.base.Link`."""
         self._dram[row : row + len(words)] = words
+        self._touched = max(self._touched, row + len(words))
 
     def read_memory(self, row: int, rows: int) -> NDArray[np.uint32]:
         """See :class:`fpgrad.link.base.Link`."""
@@ -114,6 +116,12 @@ class VerilatedLink(Link):
             over = not status & Status.RUNNING or status & Status.QUIET
             if over or time.monotonic() > end:
                 return status
+
+    @property
+    def touched(self) -> int:
+        """Rows of external memory up to the last that host or machine wrote."""
+        by_machine = int(self._c.fpgrad_written(self.handle))
+        return max(self._touched, -(-by_machine // self._config.side))
 
     def tick(self, cycles: int) -> None:
         """Let the clock run."""
@@ -151,6 +159,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("open", c_void_p, []),
         ("close", None, [c_void_p]),
         ("dram", words, [c_void_p]),
+        ("written", c_uint64, [c_void_p]),
         ("write", None, [c_void_p, c_uint32, c_uint64, words]),
         ("read", None, [c_void_p, c_uint32, c_uint64, words]),
         ("run", c_uint64, [c_void_p, c_uint64]),

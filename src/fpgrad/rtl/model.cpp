@@ -40,6 +40,7 @@ struct Machine {
     std::unique_ptr<Vfpgrad_core> top;
     uint32_t* dram = nullptr;
     uint64_t now = 0;
+    uint64_t written = 0;  // words of external memory up to the last that was written
     std::deque<Transfer> reads, writes;
     std::vector<Variable> variables;
 };
@@ -79,6 +80,7 @@ inline void tick(Machine& m) {
         for (int n = 0; n < WORDS; ++n)
             if (t.word + n < kWords) m.dram[t.word + n] = beats[n];
         t.word += WORDS;
+        if (t.word > m.written) m.written = t.word < kWords ? t.word : kWords;
         if (t.word >= t.end) m.writes.pop_front();
     }
     if (top.read_request_valid) {
@@ -128,6 +130,8 @@ void fpgrad_close(void* handle) {
 }
 
 uint32_t* fpgrad_dram(void* handle) { return static_cast<Machine*>(handle)->dram; }
+
+uint64_t fpgrad_written(void* handle) { return static_cast<Machine*>(handle)->written; }
 
 void fpgrad_write(void* handle, uint32_t address, uint64_t count, const uint32_t* values) {
     auto& m = *static_cast<Machine*>(handle);

@@ -7,12 +7,13 @@ address ``r``.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fpgrad.errors import ExecutionError
+from fpgrad.errors import ExecutionError, InvalidArgumentError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.rtl.link import VerilatedLink
 
@@ -29,7 +30,7 @@ LANE_REGISTERS = {"scalars": r"vector\.scalar(\d+)", "random": r"lane(\d+)\.rand
 
 
 class State:
-    """Reads and writes the memories of a Verilated machine, all as int64 codes.
+    """Reads and writes the memories of a Verilated machine, as int64 codes and uint32 words.
 
     ``vector``, ``inbox``, ``outbox``: (rows, T); ``mantissas``: (tiles, T, T), signed;
     ``exponents``: (tiles,); ``scalars``, ``random``: (T,); ``dram``: (rows, T) words.
@@ -39,9 +40,9 @@ class State:
         self._link, self._config = link, config
         self._t = config.side
 
-    def dump(self, *, dram_rows: int = 0) -> dict[str, NDArray[np.int64]]:
-        """Copies of all memories; of external memory the first ``dram_rows`` rows."""
-        out = {name: self._rows(name) for name in ROW_MEMORIES}
+    def dump(self) -> dict[str, NDArray[Any]]:
+        """Copies of all memories; of external memory the rows up to the last that was written."""
+        out: dict[str, NDArray[Any]] = {name: self._rows(name) for name in ROW_MEMORIES}
         t = self._t
         bits = self._config.matrix.tile.mantissa_bits
         mantissas = out["mantissas"].reshape(-1, t, t)
@@ -49,34 +50,66 @@ class State:
         out["exponents"] = self._find("exponents", "words")[0].astype(np.int64)
         out["scalars"] = self._lanes("scalars")
         out["random"] = self._lanes("random")
-        out["dram"] = self._link.read_memory(0, dram_rows).astype(np.int64)
+        out["dram"] = self._link.read_memory(0, self._link.touched)
         return out
 
-    def poke(self, name: str, index: tuple[int, ...], value: int) -> None:
+    def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
+        """Set memories from a dump, or from part of one.
+
+        Raises:
+            InvalidArgumentError: there is no such memory.
+        """
+        for name, values in memories.items():
+            if name == "dram":
+                self._link.write_memory(0, values.astype(np.uint32))
+            elif name in ROW_MEMORIES:
+                mask = (1 << self._config.matrix.tile.mantissa_bits) - 1
+                rows = values.reshape(-1, self._t) & (mask if name == "mantissas" else -1)
+                row = np.arange(len(rows))
+                for number, bank in enumerate(self._banks(name)):
+                    bank[:] = rows[row, (number - row) % self._t]
+            elif name == "exponents":
+                self._find("exponents", "words")[0][:] = values
+            else:
+                for lane, value in enumerate(values):
+                    self._set(name, (lane,), int(value))
+        self._link.settle()
+
+    def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
         """Set one element of a memory, named and indexed as in :meth:`dump`.
 
         Raises:
-            ExecutionError: there is no such memory.
+            InvalidArgumentError: there is no such memory, or no such element.
         """
-        *outer, last = index
-        if name == "mantissas":
-            bits = self._config.matrix.tile.mantissa_bits
-            row = outer[0] * self._t + outer[1]
-            self._banks(name)[(row + last) % self._t][row] = value & ((1 << bits) - 1)
-        elif name in ROW_MEMORIES:
-            row = outer[0]
-            self._banks(name)[(row + last) % self._t][row] = value
-        elif name == "exponents":
-            self._find("exponents", "words")[0][last] = value
-        elif name in LANE_REGISTERS:
-            self._registers(name)[last][0] = value
-        elif name == "dram":
-            words = self._link.read_memory(outer[0], 1)
-            words[0, last] = value
-            self._link.write_memory(outer[0], words)
-        else:
-            raise ExecutionError(f"there is no memory {name!r} to change")
+        self._set(name, index if isinstance(index, tuple) else (index,), value)
         self._link.settle()
+
+    def _set(self, name: str, index: tuple[int, ...], value: int) -> None:
+        try:
+            *outer, last = index
+            if name == "mantissas":
+                bits = self._config.matrix.tile.mantissa_bits
+                row = outer[0] * self._t + outer[1]
+                self._banks(name)[(row + last) % self._t][row] = value & ((1 << bits) - 1)
+            elif name in ROW_MEMORIES:
+                row = outer[0]
+                self._banks(name)[(row + last) % self._t][row] = value
+            elif name == "exponents":
+                self._find("exponents", "words")[0][last] = value
+            elif name in LANE_REGISTERS:
+                if name == "scalars" or self._config.vector.random:
+                    self._registers(name)[last][0] = value
+            elif name == "dram":
+                words = self._link.read_memory(outer[0], 1)
+                words[0, last] = value
+                self._link.write_memory(outer[0], words)
+            else:
+                known = ", ".join((*ROW_MEMORIES, "exponents", *LANE_REGISTERS, "dram"))
+                raise InvalidArgumentError(f"memory must be one of {known}, not {name!r}")
+        except (IndexError, ValueError) as error:
+            if isinstance(error, InvalidArgumentError):
+                raise
+            raise InvalidArgumentError(f"index {index} is outside {name}: {error}") from error
 
     def _banks(self, name: str) -> list[NDArray[Any]]:
         return self._find(ROW_MEMORIES[name], r"bank_(\d+)")
