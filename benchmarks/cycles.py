@@ -1,0 +1,131 @@
+"""Cycles of a training step: counted by the generated hardware, and by the emulator's model of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from benchmarks.models import LARGE, MIDDLE, SMALL, Case, compile_case, dense_case
+from benchmarks.record import RESULTS, Record, finish, recording, say
+from fpgrad.emulator.timing import cycles_per_step
+from fpgrad.errors import FpgradError
+from fpgrad.flow.build import open_session
+from fpgrad.flow.estimate import useful_macs
+
+TABLE = "Cycles of a training step"
+
+STEP_BAR, UTILISATION_BAR, MODEL_BAR = 2500, 85.0, 1.0
+
+NOTES = """\
+* one run of the steps stated, from start to the end of the last unit, divided by the steps: what
+  begins before the first step and ends after the last is in it
+* utilisation: multiply-accumulates that the model asks for (padding left out), divided by lanes
+  times cycles of the whole step: forward, backward, gradients, optimizer and metrics
+* steady: the emulator's cycles from one step to the next in a long run
+* same bits: the weights and metrics after the run are equal on RTL and emulator, to the bit
+"""
+
+
+@dataclass(frozen=True)
+class Count:
+    """A case and how many steps of it run in one go."""
+
+    case: Case
+    steps: int
+
+
+CASES = (
+    Count(SMALL, 45),
+    Count(LARGE, 4),
+    Count(MIDDLE, 45),
+    Count(dense_case((32, 64, 10), 1), 45),
+    Count(dense_case((32, 64, 10), 33), 45),
+    Count(dense_case((32, 64, 10), 32, normalise=True), 45),
+    Count(dense_case((32, 64, 10), 32, dropout=0.2), 45),
+    Count(dense_case((32, 64, 10), 32, "sgd"), 45),
+    Count(dense_case((32, 64, 10), 32, side=8), 45),
+)
+
+
+def run(cases: Sequence[Count] = CASES, cache: Path | None = None) -> Record:
+    """Run the same steps on the RTL and on the emulator, and compare cycles and results.
+
+    Args:
+        cases: what to run.
+        cache: where simulations are kept; the user's cache unless given.
+    """
+    with recording("cycles", cases={c.case.title: c.steps for c in cases}) as record:
+        record.note(NOTES)
+        differences = [0.0]
+        for case in cases:
+            try:
+                differences.append(_count(record, case.case, case.steps, cache))
+            except FpgradError as error:
+                record.failed(case.case.title, error)
+        what = "emulator's cycles away from the RTL's, largest of all cases"
+        record.bar(what, max(differences), "≤", MODEL_BAR, "%")
+        different = sum(not row["same bits"] for row in record.tables.get(TABLE, ()))
+        record.bar("cases whose bits differ on RTL and emulator", different, "≤", 0, "")
+        record.count_failures()
+    return record
+
+
+def _count(record: Record, case: Case, steps: int, cache: Path | None) -> float:
+    fpga, program = compile_case(case)
+    trial = fpga._device.trial(steps, case.batch_size, seed=0)
+    counted, states, sums = {}, {}, {}
+    for backend, options in (
+        ("emulator", {}),
+        ("rtl", {"cache_dir": cache, "progress": _progress}),
+    ):
+        session = open_session(program, backend, **options)
+        session.write_states(trial.states)
+        data = session.upload(trial.data)
+        sums[backend] = session.train(data, trial.order, trial.scalars, trial.seeds)
+        counted[backend] = session.counters["cycles"]
+        states[backend] = session.read_states()
+    rtl, emulator = counted["rtl"] / steps, counted["emulator"] / steps
+    difference = 100 * (emulator / rtl - 1)
+    lanes = program.config.mac_lanes
+    utilisation = 100 * useful_macs(program, "train") / lanes / rtl
+    same = sums["rtl"] == sums["emulator"] and all(
+        np.array_equal(states["rtl"][name], states["emulator"][name]) for name in states["rtl"]
+    )
+    record.row(
+        TABLE,
+        model=case.name,
+        batch=case.batch_size,
+        lanes=lanes,
+        steps=steps,
+        RTL=rtl,
+        emulator=emulator,
+        **{"difference %": difference},
+        steady=cycles_per_step(program, "train"),
+        **{"utilisation %": utilisation},
+        same_bits=same,
+    )
+    if case == SMALL:
+        record.bar(f"{case.title}: cycles a step in RTL", rtl, "≤", STEP_BAR, "cycles")
+    if case == LARGE:
+        what = f"{case.title}: array utilisation in RTL"
+        record.bar(what, utilisation, "≥", UTILISATION_BAR, "%")
+    return abs(difference)
+
+
+def _progress(what: str, done: int, parts: int) -> None:
+    if done in (0, parts):
+        say(f"  building the simulation: {what} {done} of {parts}")
+
+
+def main(case: str = "", cache: Path | None = None, out: Path = RESULTS) -> None:
+    """Count cycles on RTL and emulator; --case keeps those whose title has this text."""
+    chosen = [c for c in CASES if case in c.case.title]
+    finish(run(chosen, cache), out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
