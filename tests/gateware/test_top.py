@@ -27,7 +27,7 @@ def ports(text: str) -> list[str]:
 
 
 def test_verilog_has_flat_ports_and_its_digests(tmp_path):
-    (path,) = write_verilog(CONFIG, tmp_path / "new"
+    (path,) = write_verilog(CONFIG, tmp_path / "new")
     text = path.read_text()
     first, second, rest = text.split("\n", 2)
     assert first == f"// fpgrad core, configuration {CONFIG.digest}"
@@ -35,4 +35,4 @@ def test_verilog_has_flat_ports_and_its_digests(tmp_path):
     names = ports(text)
     assert {"clk", "rst", "running", "host_read_data", "read_beat_1", "write_beat_1"} <= set(names)
     assert not [name for name in names if "__" in name]
-    assert write_verilog(CONFIG, tmp_path / "again"[0].read_text() == text
+    assert write_verilog(CONFIG, tmp_path / "again")[0].read_text() == text
