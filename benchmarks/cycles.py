@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from benchmarks.models import LARGE, MIDDLE, SMALL, Case, compile_case, dense_case
+from benchmarks.models import LARGE, MIDDLE, SMALL, Case, compile_case, dense_case, joined
 from benchmarks.record import RESULTS, Record, finish, recording, say
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.errors import FpgradError
 from fpgrad.flow.build import open_session
 from fpgrad.flow.estimate import useful_macs
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.program import Program
 
 TABLE = "Cycles of a training step"
 
@@ -26,20 +28,23 @@ NOTES = """\
 * utilisation: multiply-accumulates that the model asks for (padding left out), divided by lanes
   times cycles of the whole step: forward, backward, gradients, optimizer and metrics
 * steady: the emulator's cycles from one step to the next in a long run
+* cases with the same tiles share one machine, the smallest for all of them, unless it is said to
+  be its own: the smallest for this case alone. 'steady, own machine' is for that one
 * same bits: the weights and metrics after the run are equal on RTL and emulator, to the bit
 """
 
 
 @dataclass(frozen=True)
 class Count:
-    """A case and how many steps of it run in one go."""
+    """A case, how many steps of it run in one go, and whether it has a machine of its own."""
 
     case: Case
     steps: int
+    own: bool = False
 
 
 CASES = (
-    Count(SMALL, 45),
+    Count(SMALL, 45, own=True),
     Count(LARGE, 4),
     Count(MIDDLE, 45),
     Count(dense_case((32, 64, 10), 1), 45),
@@ -60,12 +65,13 @@ def run(cases: Sequence[Count] = CASES, cache: Path | None = None) -> Record:
     """
     with recording("cycles", cases={c.case.title: c.steps for c in cases}) as record:
         record.note(NOTES)
+        programs = _compile(record, cases)
         differences = [0.0]
-        for case in cases:
+        for count, smallest, machine in programs:
             try:
-                differences.append(_count(record, case.case, case.steps, cache))
+                differences.append(_count(record, count, smallest, machine, cache))
             except FpgradError as error:
-                record.failed(case.case.title, error)
+                record.failed(count.case.title, error)
         what = "emulator's cycles away from the RTL's, largest of all cases"
         record.bar(what, max(differences), "≤", MODEL_BAR, "%")
         different = sum(not row["same bits"] for row in record.tables.get(TABLE, ()))
@@ -74,8 +80,26 @@ def run(cases: Sequence[Count] = CASES, cache: Path | None = None) -> Record:
     return record
 
 
-def _count(record: Record, case: Case, steps: int, cache: Path | None) -> float:
-    fpga, program = compile_case(case)
+def _compile(record: Record, cases: Sequence[Count]) -> list[tuple[Count, Program, MachineConfig]]:
+    """The cases that compile, each with its program for its own machine, and the machine to use."""
+    found: list[tuple[Count, Program]] = []
+    for count in cases:
+        try:
+            found.append((count, compile_case(count.case)[1]))
+        except FpgradError as error:
+            record.failed(count.case.title, error)
+    shared = {
+        side: joined([p.config for c, p in found if c.case.side == side and not c.own])
+        for side in {c.case.side for c, _ in found if not c.own}
+    }
+    return [(c, p, p.config if c.own else shared[c.case.side]) for c, p in found]
+
+
+def _count(
+    record: Record, count: Count, smallest: Program, machine: MachineConfig, cache: Path | None
+) -> float:
+    case, steps = count.case, count.steps
+    fpga, program = compile_case(case, machine)
     trial = fpga._device.trial(steps, case.batch_size, seed=0)
     counted, states, sums = {}, {}, {}
     for backend, options in (
@@ -100,11 +124,13 @@ def _count(record: Record, case: Case, steps: int, cache: Path | None) -> float:
         model=case.name,
         batch=case.batch_size,
         lanes=lanes,
+        machine="its own" if count.own else "shared",
         steps=steps,
         RTL=rtl,
         emulator=emulator,
         **{"difference %": difference},
         steady=cycles_per_step(program, "train"),
+        **{"steady, own machine": cycles_per_step(smallest, "train")},
         **{"utilisation %": utilisation},
         same_bits=same,
     )

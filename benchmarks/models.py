@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.formats import TileFormat
-from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
+from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig
 from fpgrad.isa.program import Program
 from fpgrad.keras import FPGA
 
@@ -107,11 +107,41 @@ def formats(side: int) -> MachineConfig:
     )
 
 
-def compile_case(case: Case) -> tuple[FPGA, Program]:
-    """The case's model, and its program for the smallest machine of its kind."""
+def compile_case(case: Case, machine: MachineConfig | None = None) -> tuple[FPGA, Program]:
+    """The case's model, and its program for a machine, or for the smallest of its kind.
+
+    Raises:
+        FpgradError: the model cannot be compiled, or ``machine`` is too small for it.
+    """
     fpga = FPGA(case.build())
-    program = compile_functions(fpga.functions(case.batch_size), Machine(formats(case.side)))
-    return fpga, program
+    wanted = Machine(formats(case.side)) if machine is None else Machine(machine, fixed=True)
+    return fpga, compile_functions(fpga.functions(case.batch_size), wanted)
+
+
+def joined(configs: Sequence[MachineConfig]) -> MachineConfig:
+    """The smallest machine that runs the programs of all ``configs``, which have the same formats."""
+    vector = replace(
+        configs[0].vector,
+        functions=tuple(sorted({f for c in configs for f in c.vector.functions})),
+        post_multiply=any(c.vector.post_multiply for c in configs),
+        random=any(c.vector.random for c in configs),
+    )
+    return replace(
+        configs[0],
+        vector=vector,
+        memory=_largest([c.memory for c in configs]),
+        control=_largest([c.control for c in configs]),
+    )
+
+
+Sizes = TypeVar("Sizes", MemoryConfig, ControlConfig)
+
+
+def _largest(sizes: Sequence[Sizes]) -> Sizes:
+    """Field by field, the largest number."""
+    return replace(
+        sizes[0], **{f.name: max(getattr(s, f.name) for s in sizes) for f in fields(sizes[0])}
+    )
 
 
 def digits(features: int) -> Data:
