@@ -322,21 +322,34 @@ def taking(config: MachineConfig, matrix: Matrix, into: Vector | None = None) ->
     return Vector(VectorOp.PASS, loops, a=Source.ACC, target=target, fence=1)
 
 
+_UNIT_OF: dict[type, Unit] = {Load: Unit.LOAD, Matrix: Unit.MATRIX, Vector: Unit.VECTOR, Store: Unit.STORE}
+
+
 def single(config: MachineConfig, instruction: Instruction, *more: Instruction) -> Program:
     """A program of these instructions, one unit's after the other's in the order given.
 
-    A chain of tokens makes every instruction wait for the one before.
+    A chain of tokens makes every instruction wait for the one before; but the pass that takes the rows of a
+    matrix instruction runs beside it, because the rows that may wait between the two are few.
     """
-    units: dict[Unit, list[Instruction]] = {unit: [] for unit in Unit}
-    of = {Load: Unit.LOAD, Matrix: Unit.MATRIX, Vector: Unit.VECTOR, Store: Unit.STORE}
     chain = (instruction, *more)
-    for i, x in enumerate(chain):
-        unit = of[type(x)]
-        before = of[type(chain[i - 1])] if i else unit
-        after = of[type(chain[i + 1])] if i + 1 < len(chain) else unit
-        wait = Tokens() if before is unit else Tokens(**{before.name.lower(): 1})
-        signal = Tokens() if after is unit else Tokens(**{after.name.lower(): 1})
-        units[unit].append(replace(x, wait=wait, signal=signal))
+    waits = [[0] * 4 for _ in chain]
+    signals = [[0] * 4 for _ in chain]
+
+    def order(before: int, after: int) -> None:
+        first, second = _UNIT_OF[type(chain[before])], _UNIT_OF[type(chain[after])]
+        if first is not second:
+            signals[before][second] += 1
+            waits[after][first] += 1
+
+    for i in range(1, len(chain)):
+        beside = isinstance(chain[i - 1], Matrix) and isinstance(chain[i], Vector)
+        if not beside:
+            order(i - 1, i)
+        elif i > 1:
+            order(i - 2, i)
+    units: dict[Unit, list[Instruction]] = {unit: [] for unit in Unit}
+    for x, wait, signal in zip(chain, waits, signals, strict=True):
+        units[_UNIT_OF[type(x)]].append(replace(x, wait=Tokens(*wait), signal=Tokens(*signal)))
     return Program(
         config,
         {unit: tuple(instructions) for unit, instructions in units.items()},
@@ -366,17 +379,16 @@ def programs(draw: Any, config: MachineConfig, length: int = 8) -> Program:
 
 
 def looped(program: Program, chain: list[Instruction]) -> Program:
-    """The program with a token from its last instruction to its first, so that steps do not overlap."""
-    of = {Load: Unit.LOAD, Matrix: Unit.MATRIX, Vector: Unit.VECTOR, Store: Unit.STORE}
-    first, last = of[type(chain[0])], of[type(chain[-1])]
-    if first is last:
-        return program
+    """The program with tokens from its last instruction to its first, so that steps do not overlap."""
+    last = _UNIT_OF[type(chain[-1])]
+    firsts = {_UNIT_OF[type(x)] for x in (chain[:2] if isinstance(chain[0], Matrix) else chain[:1])} - {last}
     units = {unit: list(instructions) for unit, instructions in program.units.items()}
-    head, tail = units[first][0], units[last][-1]
-    name, other = last.name.lower(), first.name.lower()
-    units[first][0] = replace(head, wait=replace(head.wait, **{name: getattr(head.wait, name) + 1}))
-    units[last][-1] = replace(tail, signal=replace(tail.signal, **{other: getattr(tail.signal, other) + 1}))
     tokens = [[0] * 4 for _ in range(4)]
-    tokens[last][first] = 1
+    for first in firsts:
+        head, tail = units[first][0], units[last][-1]
+        name, other = last.name.lower(), first.name.lower()
+        units[first][0] = replace(head, wait=replace(head.wait, **{name: getattr(head.wait, name) + 1}))
+        units[last][-1] = replace(tail, signal=replace(tail.signal, **{other: getattr(tail.signal, other) + 1}))
+        tokens[last][first] = 1
     entry = replace(program.entries["run"], tokens=tuple(tuple(row) for row in tokens))  # pyright: ignore[reportArgumentType]
     return Program(program.config, {u: tuple(x) for u, x in units.items()}, {"run": entry})

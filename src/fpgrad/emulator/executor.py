@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.emulator import _native
+from fpgrad.emulator.timing import run_cycles
 from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
@@ -152,9 +153,10 @@ class EmulatorExecutor:
         after = self._native.saturated()
         return RunResult(self._cycles(entry, steps), after[0] - before[0], after[1] - before[1])
 
-    def _cycles(self, entry: str, steps: int) -> int:  # noqa: ARG002
-        """Clock cycles of a run: not counted yet."""
-        return 0
+    def _cycles(self, entry: str, steps: int) -> int:
+        """Clock cycles of a run, by the cycle model."""
+        assert self._program is not None
+        return run_cycles(self._program, entry, steps)
 
     def _where(self, message: str, unit: int, index: int, step: int) -> str:
         if unit < 0 or self._program is None:

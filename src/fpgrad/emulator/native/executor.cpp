@@ -11,9 +11,16 @@ namespace {
 constexpr const char* UNIT_NAMES[] = {"load", "matrix", "vector", "store"};
 }
 
+Executor::Executor(const Config& config, int threads, const Kernels& kernels)
+    : config_(config), kernels_(kernels), pool_(threads) {
+    load({});
+}
+
 void Executor::load(Program program) {
     program_ = std::move(program);
     machine_ = std::make_unique<Machine>(config_);
+    fast_ = std::make_unique<FastPath>(*machine_, kernels_, pool_);
+    fast_->plan(program_);
     saturated_vector_.assign(program_.vector.size(), 0);
     saturated_accumulator_.assign(program_.vector.size(), 0);
 }
@@ -54,12 +61,20 @@ void Executor::execute(int unit) {
     Machine& m = *machine_;
     try {
         switch (unit) {
-        case LOAD: run_load(m, program_.load[at], bases_, step_[unit]); break;
-        case MATRIX: run_matrix(m, program_.matrix[at]); break;
+        case LOAD:
+            run_load(m, program_.load[at], bases_, step_[unit]);
+            fast_->written(program_.load[at]);
+            break;
+        case MATRIX:
+            if (!fast_->matrix(at)) run_matrix(m, program_.matrix[at]);
+            break;
         case VECTOR: {
             std::int64_t saturated = 0;
             const std::int64_t before = m.saturated_accumulator;
-            run_vector(m, program_.vector[at], saturated);
+            if (!fast_->pass(at, saturated)) {
+                run_vector(m, program_.vector[at], saturated);
+                fast_->written(program_.vector[at]);
+            }
             m.saturated_vector += saturated;
             saturated_vector_[at] += saturated;
             saturated_accumulator_[at] += m.saturated_accumulator - before;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "fast.hpp"
 #include "instructions.hpp"
 #include "machine.hpp"
 
@@ -19,7 +20,7 @@ struct Stop {
 
 class Executor {
   public:
-    explicit Executor(const Config& config) : config_(config), machine_(std::make_unique<Machine>(config)) {}
+    Executor(const Config& config, int threads, const Kernels& kernels);
 
     // Makes a program the current one; all memories are cleared.
     void load(Program program);
@@ -30,7 +31,8 @@ class Executor {
              const std::function<bool()>& interrupted);
 
     Machine& machine() { return *machine_; }
-    const Program& program() const { return program_; }
+    // To be called after memories were changed from outside.
+    void memories_changed() { fast_->written_by_host(); }
     // Saturated elements of each vector instruction; of each vector instruction's accumulator rows.
     const std::vector<std::int64_t>& saturated_vector() const { return saturated_vector_; }
     const std::vector<std::int64_t>& saturated_accumulator() const { return saturated_accumulator_; }
@@ -44,7 +46,10 @@ class Executor {
 
     Config config_;
     Program program_;
+    const Kernels& kernels_;
+    Pool pool_;
     std::unique_ptr<Machine> machine_;
+    std::unique_ptr<FastPath> fast_;
     std::vector<std::int64_t> saturated_vector_, saturated_accumulator_;
     // The run in progress.
     Entry entry_{};

@@ -83,6 +83,11 @@ class AccumulatedRows {
     // Room for `rows` more rows; the pointers hold until the next call.
     void push(std::int64_t rows, Word*& words, std::uint8_t*& over) {
         if (head_ == static_cast<std::int64_t>(over_.size())) head_ = 0, over_.clear();
+        if (head_ > 4096 && 2 * head_ > static_cast<std::int64_t>(over_.size())) {
+            std::memmove(words_.data(), words_.data() + head_ * side_, size() * side_ * sizeof(Word));
+            over_.erase(over_.begin(), over_.begin() + head_);
+            head_ = 0;
+        }
         const std::size_t end = over_.size();
         if (words_.size() < (end + rows) * side_) words_.resize(std::max(2 * words_.size(), (end + rows) * side_));
         over_.resize(end + rows);

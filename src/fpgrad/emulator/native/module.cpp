@@ -43,10 +43,26 @@ Config make_config(const nb::dict& numbers, const nb::dict& tables) {
     return c;
 }
 
+// The kernels that this processor can run, slowest first.
+std::vector<const Kernels*> available() {
+    std::vector<const Kernels*> all{&kernels_baseline};
+#if FPGRAD_X86_64
+    all.push_back(&kernels_avx2), all.push_back(&kernels_avx512);
+#endif
+    std::erase_if(all, [](const Kernels* k) { return !k->supported(); });
+    return all;
+}
+
+const Kernels& kernels(const std::string& level) {
+    for (const Kernels* k : available())
+        if (level == k->name) return *k;
+    throw nb::value_error(("no kernels of level " + level).c_str());
+}
+
 class Native {
   public:
-    Native(const nb::dict& numbers, const nb::dict& tables, int, const std::string&)
-        : executor_(make_config(numbers, tables)) {}
+    Native(const nb::dict& numbers, const nb::dict& tables, int threads, const std::string& level)
+        : executor_(make_config(numbers, tables), threads, kernels(level)) {}
 
     void load_program(Rows<Leaf> load, Rows<Leaf> matrix, Rows<Leaf> vector, Rows<Leaf> store) {
         executor_.load({instructions<Load>(load), instructions<Matrix>(matrix), instructions<Vector>(vector),
@@ -115,6 +131,19 @@ class Native {
 
     // Overwrites one element, by its number in the flattened memory.
     void poke(const std::string& name, std::int64_t index, std::int64_t value) {
+        set(name, index, value);
+        executor_.memories_changed();
+    }
+
+    // Overwrites a memory on the chip with the flattened values of a dump.
+    void restore(const std::string& name, Rows<std::int64_t> values) {
+        const std::int64_t size = static_cast<std::int64_t>(values.shape(1));
+        for (std::int64_t i = 0; i < size; ++i) set(name, i, values.data()[i]);
+        executor_.memories_changed();
+    }
+
+  private:
+    void set(const std::string& name, std::int64_t index, std::int64_t value) {
         const auto at = static_cast<std::size_t>(index);
         const auto t = static_cast<std::int64_t>(side());
         if (name == "dram") {
@@ -130,14 +159,6 @@ class Native {
             row_memory(name).at(at) = static_cast<Word>(value << (name == "random" ? 0 : m().config.word_shift()));
         }
     }
-
-    // Overwrites a memory on the chip with the flattened values of a dump.
-    void restore(const std::string& name, Rows<std::int64_t> values) {
-        const std::int64_t size = static_cast<std::int64_t>(values.shape(1));
-        for (std::int64_t i = 0; i < size; ++i) poke(name, i, values.data()[i]);
-    }
-
-  private:
     Machine& m() { return executor_.machine(); }
     std::size_t side() { return static_cast<std::size_t>(m().config.side); }
     Buffer<Word>& row_memory(const std::string& name) {
@@ -164,7 +185,11 @@ NB_MODULE(_native, module) {
         default: return field_names<Store>();
         }
     });
-    module.def("available_levels", [] { return std::vector<std::string>{"baseline"}; });
+    module.def("available_levels", [] {
+        std::vector<std::string> names;
+        for (const Kernels* k : available()) names.emplace_back(k->name);
+        return names;
+    });
     nb::exception<Fault>(module, "Fault", PyExc_RuntimeError);
     nb::class_<Native>(module, "Native")
         .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&>())

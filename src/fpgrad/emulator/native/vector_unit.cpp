@@ -34,20 +34,6 @@ bool masked(const Mask& mask, const Loops& n, std::int64_t index, const Index& i
     return last && index >= mask.limit;
 }
 
-Rounded combine(const Float& f, std::int64_t alu, Code p, Code c) {
-    const Code kp = f.order_key(p), kc = f.order_key(c);
-    switch (alu) {
-    case ALU_ADD: return f.add(p, c);
-    case ALU_MAX: return {kp >= kc ? p : c, false};
-    case ALU_MIN: return {kp <= kc ? p : c, false};
-    case ALU_GT: return {kp > kc ? f.one() : 0, false};
-    case ALU_GE: return {kp >= kc ? f.one() : 0, false};
-    case ALU_EQ: return {kp == kc ? f.one() : 0, false};
-    case ALU_GATE: return {kc > 0 ? p : 0, false};
-    default: return {p, false};
-    }
-}
-
 // A whole pass: every operand is read before anything is written, as the reference does.
 class Pass {
   public:
@@ -153,23 +139,11 @@ class Pass {
     }
 
     void write_tiles() {
-        const std::int64_t n0 = v_.loops.n0, limit = m_.config.tile_limit(), size = t_ * t_;
+        const std::int64_t n0 = v_.loops.n0;
         for (std::int64_t n = 0; n < v_.loops.n2 * v_.loops.n1; ++n) {
-            const std::int64_t tile =
-                v_.tile.base + n / v_.loops.n1 * v_.tile.s2 + n % v_.loops.n1 * v_.tile.s1;
-            const Word* in = result_.data() + n * n0 * t_;
-            Code top = 0;
-            for (std::int64_t x = 0; x < n0 * t_; ++x) top = std::max(top, f_.exponent(in[x] >> shift_));
-            std::int16_t* out = m_.mantissas.data() + tile * size;
-            for (std::int64_t x = 0; x < size; ++x) {
-                const Code c = x < n0 * t_ ? in[x] >> shift_ : 0;
-                Code shift = f_.m - (m_.config.mantissa_bits - 2) + top - f_.exponent(c);
-                const Code left = std::max<Code>(-shift, 0);
-                shift = std::clamp<Code>(shift, 0, 50);
-                const Code magnitude = std::min(Float::round_shift(f_.significand(c), shift) << left, limit);
-                out[x] = static_cast<std::int16_t>(f_.sign(c) ? -magnitude : magnitude);
-            }
-            m_.exponents[static_cast<std::size_t>(tile)] = static_cast<std::int32_t>(top);
+            const std::int64_t tile = v_.tile.base + n / v_.loops.n1 * v_.tile.s2 + n % v_.loops.n1 * v_.tile.s1;
+            m_.exponents[tile] = quantise_tile(m_.config, result_.data() + n * n0 * t_, t_, n0,
+                                               m_.mantissas.data() + tile * t_ * t_);
         }
     }
 
@@ -186,6 +160,40 @@ class Pass {
 };
 
 }  // namespace
+
+Rounded combine(const Float& f, std::int64_t alu, Code p, Code c) {
+    const Code kp = f.order_key(p), kc = f.order_key(c);
+    switch (alu) {
+    case ALU_ADD: return f.add(p, c);
+    case ALU_MAX: return {kp >= kc ? p : c, false};
+    case ALU_MIN: return {kp <= kc ? p : c, false};
+    case ALU_GT: return {kp > kc ? f.one() : 0, false};
+    case ALU_GE: return {kp >= kc ? f.one() : 0, false};
+    case ALU_EQ: return {kp == kc ? f.one() : 0, false};
+    case ALU_GATE: return {kc > 0 ? p : 0, false};
+    default: return {p, false};
+    }
+}
+
+std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0,
+                           std::int16_t* out) {
+    const Float f(config);
+    const std::int64_t t = config.side, limit = config.tile_limit();
+    const int word = config.word_shift();
+    Code top = 0;
+    for (std::int64_t r = 0; r < n0; ++r)
+        for (std::int64_t lane = 0; lane < t; ++lane) top = std::max(top, f.exponent(in[r * stride + lane] >> word));
+    for (std::int64_t r = 0; r < t; ++r)
+        for (std::int64_t lane = 0; lane < t; ++lane) {
+            const Code c = r < n0 ? in[r * stride + lane] >> word : 0;
+            Code shift = f.m - (config.mantissa_bits - 2) + top - f.exponent(c);
+            const Code left = std::max<Code>(-shift, 0);
+            shift = std::clamp<Code>(shift, 0, 50);
+            const Code magnitude = std::min(Float::round_shift(f.significand(c), shift) << left, limit);
+            out[r * t + lane] = static_cast<std::int16_t>(f.sign(c) ? -magnitude : magnitude);
+        }
+    return static_cast<std::int32_t>(top);
+}
 
 void run_vector(Machine& m, const Vector& v, std::int64_t& saturated) {
     if (v.op == OP_PASS) {

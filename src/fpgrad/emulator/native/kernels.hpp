@@ -1,0 +1,82 @@
+// The fast path: passes and tile products for fp24 (1-8-15), compiled once a level of instructions.
+//
+// A level's file includes kernels_impl.hpp and exports one table of functions. Only plain pointers and
+// counts cross this border: a function of the standard library that was compiled for a wide level could
+// otherwise be the copy that the linker keeps for everyone.
+#pragma once
+
+#include <cstdint>
+
+namespace fpgrad {
+
+// Rows by an affine nest: data + i2*s2 + i1*s1 + i0*s0, strides in words.
+struct Rows {
+    std::uint32_t* data = nullptr;
+    std::int64_t s2 = 0, s1 = 0, s0 = 0;
+    std::uint32_t* at(std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
+        return data + i2 * s2 + i1 * s1 + i0 * s0;
+    }
+};
+
+// A function table in the form of the kernels: base << 16 | slope, and how an argument is cut.
+struct FastTable {
+    std::uint32_t entries[128];
+    int segments, index_shift, base_shift, slope_shift;
+};
+
+struct PassArgs {
+    std::int64_t n2, n1, n0;
+    Rows a, b, c, d, target;  // target.data may be null when a tile is written
+    bool multiply, post_multiply, reduce;
+    std::uint32_t negate_product, negate_c;  // the sign bit, or 0
+    int alu, function;
+    const FastTable* table;
+    int row_mask_loop, lane_mask_loop;
+    std::int64_t row_limit, lane_limit;
+    // Tiles, T*T mantissas each, by i2 and i1; null when none are written.
+    std::int16_t* tiles;
+    std::int32_t* exponents;
+    std::int64_t tile_s2, tile_s1;
+    int mantissa_bits;
+    // Recomputes one row exactly, for numbers near the ends of the range: returns its saturated elements among
+    // the first `lanes` lanes. `first`: the result is the product itself.
+    int (*slow_row)(const void* context, const std::uint32_t* a, const std::uint32_t* b, const std::uint32_t* c,
+                    const std::uint32_t* d, bool first, std::int64_t lanes, std::uint32_t* out);
+    const void* context;
+    // Quantises one tile exactly, for exponents near the lower end of the range.
+    void (*slow_tile)(const void* context, const std::uint32_t* rows, std::int64_t stride, std::int64_t n0,
+                      std::int16_t* tile, std::int32_t* exponent);
+};
+
+// One output tile: products in the order of rising difference to the largest exponent.
+struct Product {
+    const std::int16_t* left;   // rows of T mantissas
+    const std::int16_t* right;  // T/2 rows of T pairs
+    std::int32_t shift;         // left shift of the sum before this product
+};
+
+struct Kernels {
+    const char* name;
+    bool (*supported)();
+    // Runs a pass for tiles of side T = 4, 8 or 16; returns saturated elements.
+    std::int64_t (*pass)(int side, const PassArgs& args);
+    // sums[r*T + lane] of `rows` rows, shifted by `last` in the end.
+    void (*products)(int side, const Product* products, std::int64_t count, std::int64_t rows, int last,
+                     std::int32_t* sums);
+    // Sums to words, for a power of two that no result leaves the range with.
+    void (*drain)(const std::int32_t* sums, std::int64_t count, std::int32_t power, std::uint32_t* words);
+    // out = pairs of neighbouring rows (T/2 rows of T pairs); out = transposed matrix of 32-bit words.
+    void (*pair)(int side, const std::int16_t* in, std::int16_t* out);
+    void (*transpose)(std::int64_t rows, std::int64_t columns, const std::uint32_t* in, std::int64_t stride,
+                      std::uint32_t* out);
+    // Whether any of the words is one that the fast path does not take: -0, subnormal, all-ones exponent.
+    bool (*odd)(const std::uint32_t* words, std::int64_t count);
+};
+
+extern const Kernels kernels_baseline;
+#if FPGRAD_X86_64
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace fpgrad

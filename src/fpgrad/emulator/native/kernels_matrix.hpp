@@ -1,0 +1,109 @@
+// Tile products of one level: included by kernels_impl.hpp inside its namespace.
+#pragma once
+
+// R rows of an output tile of side T. Sums stay in registers over all products.
+template <int T, int N, int R>
+void product_rows(const Product* products, std::int64_t count, std::int64_t row, int last, std::int32_t* sums) {
+    using S = Simd<N>;
+    using I = typename S::I;
+    constexpr int V = T / N;
+    I sum[R][V] = {};
+    for (std::int64_t k = 0; k < count; ++k) {
+        if (const int shift = products[k].shift)
+            for (int r = 0; r < R; ++r)
+                for (int v = 0; v < V; ++v) sum[r][v] <<= shift;
+        const std::int16_t* left = products[k].left + row * T;
+        const std::int16_t* right = products[k].right;
+#pragma GCC unroll 8
+        for (int j = 0; j < T / 2; ++j) {
+            I pairs[V];
+            for (int v = 0; v < V; ++v) pairs[v] = S::load(right + (j * T + v * N) * 2);
+            for (int r = 0; r < R; ++r) {
+                std::int32_t word;
+                __builtin_memcpy(&word, left + r * T + 2 * j, 4);
+                const I both = S::splat(word);
+                for (int v = 0; v < V; ++v) sum[r][v] += S::madd(both, pairs[v]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) S::store(sums + (row + r) * T + v * N, sum[r][v] << last);
+}
+
+template <int T, int N>
+void product_tile(const Product* products, std::int64_t count, std::int64_t rows, int last, std::int32_t* sums) {
+    constexpr int R = 4;
+    std::int64_t row = 0;
+    for (; row + R <= rows; row += R) product_rows<T, N, R>(products, count, row, last, sums);
+    for (; row < rows; ++row) product_rows<T, N, 1>(products, count, row, last, sums);
+}
+
+inline void products(int side, const Product* p, std::int64_t count, std::int64_t rows, int last, std::int32_t* sums) {
+    switch (side) {
+    case 4: return product_tile<4, lanes(4)>(p, count, rows, last, sums);
+    case 8: return product_tile<8, lanes(8)>(p, count, rows, last, sums);
+    default: return product_tile<16, lanes(16)>(p, count, rows, last, sums);
+    }
+}
+
+template <int N>
+void drain_rows(const std::int32_t* sums, std::int64_t count, std::int32_t power, std::uint32_t* words) {
+    using S = Simd<N>;
+    using I = typename S::I;
+    for (std::int64_t i = 0; i < count; i += N) {
+        const I x = S::load(sums + i), size = x < 0 ? -x : x;
+        // Beyond 24 bits float32 would round: the lowest seven, far below the 16 that stay, become one sticky bit.
+        const I cut = (x & ~0x7F) | ((x & 0x7F) != 0 ? S::splat(0x80) : I{});
+        const I wide = size >= (1 << 24);
+        const I bits = (I)S::to_float(wide ? cut : x);
+        const I rounded = (bits + ((bits >> 8) & 1) + 0x7F) & ~0xFF;
+        S::store(words + i, (rounded + (power << 23)) & (x != 0));
+    }
+}
+
+inline void drain(const std::int32_t* sums, std::int64_t count, std::int32_t power, std::uint32_t* words) {
+    if (count % FPGRAD_LANES == 0)
+        drain_rows<FPGRAD_LANES>(sums, count, power, words);
+    else
+        drain_rows<4>(sums, count, power, words);
+}
+
+template <int T> void pair_rows(const std::int16_t* in, std::int16_t* __restrict out) {
+    for (int j = 0; j < T; j += 2, in += 2 * T)
+        for (int c = 0; c < T; ++c) {
+            out[j * T + 2 * c] = in[c];
+            out[j * T + 2 * c + 1] = in[T + c];
+        }
+}
+
+inline void pair(int side, const std::int16_t* in, std::int16_t* out) {
+    switch (side) {
+    case 4: return pair_rows<4>(in, out);
+    case 8: return pair_rows<8>(in, out);
+    default: return pair_rows<16>(in, out);
+    }
+}
+
+inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32_t* in, std::int64_t stride,
+                      std::uint32_t* out) {
+    using S = Simd<4>;
+    using I = typename S::I;
+    if (rows % 4 || columns % 4) {
+        for (std::int64_t r = 0; r < rows; ++r)
+            for (std::int64_t c = 0; c < columns; ++c) out[c * rows + r] = in[r * stride + c];
+        return;
+    }
+    for (std::int64_t r = 0; r < rows; r += 4)
+        for (std::int64_t c = 0; c < columns; c += 4) {
+            const std::uint32_t* p = in + r * stride + c;
+            const I a = S::load(p), b = S::load(p + stride), d = S::load(p + 2 * stride), e = S::load(p + 3 * stride);
+            const I low = I{0, 4, 1, 5}, high = I{2, 6, 3, 7}, first = I{0, 1, 4, 5}, second = I{2, 3, 6, 7};
+            const I ab = __builtin_shuffle(a, b, low), ab2 = __builtin_shuffle(a, b, high);
+            const I de = __builtin_shuffle(d, e, low), de2 = __builtin_shuffle(d, e, high);
+            std::uint32_t* o = out + c * rows + r;
+            S::store(o, __builtin_shuffle(ab, de, first));
+            S::store(o + rows, __builtin_shuffle(ab, de, second));
+            S::store(o + 2 * rows, __builtin_shuffle(ab2, de2, first));
+            S::store(o + 3 * rows, __builtin_shuffle(ab2, de2, second));
+        }
+}

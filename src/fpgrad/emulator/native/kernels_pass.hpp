@@ -1,0 +1,275 @@
+// Vector passes of one level: included by kernels_impl.hpp inside its namespace.
+#pragma once
+
+constexpr std::int32_t SIGN = INT32_MIN, ABS = INT32_MAX;
+// Results of this magnitude and above go the exact way: rounding could reach the all-ones exponent.
+constexpr std::int32_t HIGH = 0x7F7FFF00;
+// Non-zero products below 2**-117 too: their errors could be subnormal, and rounding hides which are tiny.
+constexpr std::int32_t LOW = 0x05000000;
+
+template <int N> struct Arithmetic : Simd<N> {
+    using S = Simd<N>;
+    using I = typename S::I;
+    using F = typename S::F;
+
+    // f + e rounded to 16 bits, ties to even, where |e| is at most half a unit of f's last of 24 bits.
+    static I round(F f, F e) {
+        const I x = (I)f, even = (x >> 8) & 1, away = ((x ^ (I)e) >> 31) + 1;
+        return (x + (((I)(e == 0)) ? even : away) + 0x7F) & ~0xFF;
+    }
+    static F multiply(F a, F b, I& bad) {
+        const F f = a * b;
+        const I magnitude = (I)f & ABS;
+        bad |= (magnitude > HIGH) | ((magnitude < LOW) & (magnitude != 0));
+        return (F)round(f, S::product_error(a, b, f));
+    }
+    static F add(F a, F b, I& bad) {
+        const F f = a + b, z = f - a, e = (a - (f - z)) + (b - z);
+        const I magnitude = (I)f & ABS;
+        bad |= magnitude > HIGH;
+        return (F)(round(f, e) & (magnitude >= 0x00800000));
+    }
+    static F one() { return F{} + 1.0f; }
+
+    template <int ALU> static F combine(F p, F c, I& bad) {
+        if constexpr (ALU == ALU_ADD) return add(p, c, bad);
+        if constexpr (ALU == ALU_MAX) return p >= c ? p : c;
+        if constexpr (ALU == ALU_MIN) return p <= c ? p : c;
+        if constexpr (ALU == ALU_GT) return (F)((I)one() & (I)(p > c));
+        if constexpr (ALU == ALU_GE) return (F)((I)one() & (I)(p >= c));
+        if constexpr (ALU == ALU_EQ) return (F)((I)one() & (I)(p == c));
+        if constexpr (ALU == ALU_GATE) return (F)((I)p & (I)(c > 0));
+        return p;
+    }
+
+    static I lookup(const FastTable& t, I set, I argument) {
+        const I entry = S::gather(t.entries, set * t.segments + (argument >> t.index_shift));
+        const I base = (I)(((typename Simd<N>::U)entry) >> 16), slope = (entry << 16) >> 16;
+        return (base << t.base_shift) + ((slope * (argument & ((1 << t.index_shift) - 1))) >> t.slope_shift);
+    }
+    // y * 2**(power - 15) for integers y of at most 16 bits; flushed to zero, `bad` when too large.
+    static F scaled(I y, I power, I& bad) {
+        const I x = (I)S::to_float(y), exponent = (x >> 23) + power - 15;
+        bad |= (exponent > 254) & (y != 0);
+        return (F)((x + ((power - 15) << 23)) & (exponent >= 1) & (y != 0));
+    }
+    static F evaluate(int function, const FastTable& t, F value, I& bad) {
+        const I x = (I)value, unbiased = ((x >> 23) & 0xFF) - 127, fraction = (x >> 8) & 0x7FFF;
+        const F magnitude = (F)(x & ABS);
+        const I negative = x >> 31, none = {};
+        const F limit = F{} + 33554432.0f;
+        switch (function) {
+        case RECIPROCAL:
+            bad |= (x & ABS) == 0;
+            return (F)((I)scaled(lookup(t, none, fraction), -unbiased, bad) | 0) * (F)((x & SIGN) | (I)one());
+        case RSQRT:
+            bad |= (x & ABS) == 0;
+            return scaled(lookup(t, unbiased & 1, fraction), -(unbiased >> 1), bad);
+        case LOG2: {
+            const F fixed = S::to_float((unbiased << 15) + lookup(t, none, fraction));
+            return (F)round(fixed, F{}) * (F{} + 0x1p-15f);
+        }
+        case EXP2: {
+            const F scaled_up = magnitude * 32768.0f;
+            const I whole = S::to_int(scaled_up < limit ? scaled_up : limit), fixed = (whole ^ negative) - negative;
+            return scaled(lookup(t, none, fixed & 0x7FFF), fixed >> 15, bad);
+        }
+        default: {
+            const F scaled_up = magnitude * (function == SIGMOID ? 4096.0f : 8192.0f);
+            const I argument = S::to_int(scaled_up < limit ? scaled_up : limit);
+            const I inside = argument < 0x8000;
+            I y = inside ? lookup(t, none, argument & 0x7FFF) : S::splat(0x8000);
+            if (function != TANH) y = negative ? 0x8000 - y : y;
+            const F result = S::to_float(y) * (F{} + 0x1p-15f);
+            return function == TANH ? (F)((I)result | (x & SIGN & (I)(y != 0))) : result;
+        }
+        }
+    }
+};
+
+// All passes for tiles of side T, in vectors of N lanes.
+template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct Pass {
+    using A = Arithmetic<N>;
+    using I = typename A::I;
+    using F = typename A::F;
+    static constexpr int V = T / N;
+
+    static std::int64_t plain(const PassArgs& p) {
+        std::int64_t saturated = 0;
+        alignas(64) std::uint32_t scratch[T * T];
+        alignas(64) std::int32_t all[T], partial[T];
+        for (int i = 0; i < T; ++i) all[i] = -1, partial[i] = i < p.lane_limit ? -1 : 0;
+        const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
+        const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
+        const bool relu = p.function == RELU;
+        for (std::int64_t i2 = 0; i2 < p.n2; ++i2)
+            for (std::int64_t i1 = 0; i1 < p.n1; ++i1) {
+                const bool last1 = i1 == p.n1 - 1, last2 = i2 == p.n2 - 1;
+                const bool rows_masked = p.row_mask_loop && (p.row_mask_loop == 1 ? last1 : last2);
+                const bool lanes_masked = p.lane_mask_loop && (p.lane_mask_loop == 1 ? last1 : last2);
+                const std::int64_t live = rows_masked && p.row_limit < p.n0 ? p.row_limit : p.n0;
+                const std::int32_t* mask = lanes_masked ? partial : all;
+                const std::uint32_t *a = p.a.at(i2, i1, 0), *b = p.b.at(i2, i1, 0), *c = p.c.at(i2, i1, 0),
+                                    *d = p.d.at(i2, i1, 0);
+                std::uint32_t* const first = p.target.data ? p.target.at(i2, i1, 0) : scratch;
+                const std::int64_t stride = p.target.data ? p.target.s0 : T;
+                std::uint32_t* out = first;
+                I largest = {};
+                for (std::int64_t i0 = 0; i0 < live; ++i0) {
+                    I bad = {}, result[V];
+                    for (int v = 0; v < V; ++v) {
+                        F x = (F)A::load(a + v * N);
+                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), bad);
+                        x = (F)((I)x ^ np);
+                        if constexpr (ALU != ALU_PASS)
+                            x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), bad);
+                        if constexpr (TABLED) {
+                            x = A::evaluate(p.function, *p.table, x, bad);
+                        } else if (relu) {
+                            x = (F)((I)x & (I)(x > 0));
+                        }
+                        if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), bad);
+                        result[v] = (I)(x + 0.0f) & A::load(mask + v * N);
+                    }
+                    if (__builtin_expect(A::any(bad), 0)) {
+                        alignas(64) std::uint32_t exact[T];
+                        saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
+                        for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & A::load(mask + v * N);
+                    }
+                    for (int v = 0; v < V; ++v) {
+                        A::store(out + v * N, result[v]);
+                        const I magnitude = result[v] & ABS;
+                        largest = magnitude > largest ? magnitude : largest;
+                    }
+                    a += p.a.s0, b += p.b.s0, c += p.c.s0, d += p.d.s0, out += stride;
+                }
+                for (std::int64_t i0 = live; i0 < p.n0; ++i0, out += stride)
+                    for (int v = 0; v < V; ++v) A::store(out + v * N, I{});
+                if (p.tiles) {
+                    const std::int64_t tile = i2 * p.tile_s2 + i1 * p.tile_s1;
+                    quantise(p, first, stride, largest, p.tiles + tile * T * T, p.exponents + tile);
+                }
+            }
+        return saturated;
+    }
+
+    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t stride, I largest,
+                         std::int16_t* tile, std::int32_t* exponent) {
+        std::int32_t top = 0;
+        for (int i = 0; i < N; ++i) top = largest[i] > top ? largest[i] : top;
+        top >>= 23;
+        const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
+        if (top == 0 || field > 254) {
+            p.slow_tile(p.context, in, stride, p.n0, tile, exponent);
+            return;
+        }
+        *exponent = top;
+        const F scale = (F)A::splat(field << 23), magic = F{} + 12582912.0f;
+        const I limit = A::splat((1 << (p.mantissa_bits - 1)) - 1);
+        for (std::int64_t i0 = 0; i0 < T; ++i0, in += stride)
+            for (int v = 0; v < V; ++v) {
+                I m = {};
+                if (i0 < p.n0) {
+                    // Adding 1.5 * 2**23 rounds to an integer, ties to even.
+                    m = (I)((F)A::load(in + v * N) * scale + magic) - 0x4B400000;
+                    m = m > limit ? limit : m;
+                    m = m < -limit ? -limit : m;
+                }
+                *reinterpret_cast<typename A::LooseH*>(tile + i0 * T + v * N) =
+                    __builtin_convertvector(m, typename A::H);
+            }
+    }
+
+    // Reducing passes: no function, no masks, no operand d (the others go the exact way).
+    static std::int64_t reduce(const PassArgs& p) {
+        constexpr int WAYS = 4;
+        std::int64_t saturated = 0;
+        const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
+        const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
+        alignas(64) std::uint32_t ring[WAYS][T];
+        for (std::int64_t i2 = 0; i2 < p.n2; ++i2)
+            for (std::int64_t i1 = 0; i1 < p.n1; ++i1) {
+                const std::uint32_t *a = p.a.at(i2, i1, 0), *b = p.b.at(i2, i1, 0);
+                for (std::int64_t i0 = 0; i0 < p.n0; ++i0, a += p.a.s0, b += p.b.s0) {
+                    std::uint32_t* const way = ring[i0 % WAYS];
+                    const bool first = i0 < WAYS;
+                    I bad = {}, result[V];
+                    for (int v = 0; v < V; ++v) {
+                        F x = (F)A::load(a + v * N);
+                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), bad);
+                        x = (F)((I)x ^ np);
+                        if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), bad);
+                        result[v] = (I)(x + 0.0f);
+                    }
+                    if (__builtin_expect(A::any(bad), 0)) {
+                        alignas(64) std::uint32_t exact[T];
+                        saturated += p.slow_row(p.context, a, b, way, nullptr, first, T, exact);
+                        for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N);
+                    }
+                    for (int v = 0; v < V; ++v) A::store(way + v * N, result[v]);
+                }
+                if (p.target.data)
+                    for (std::int64_t i0 = p.n0 - WAYS; i0 < p.n0; ++i0)
+                        for (int v = 0; v < V; ++v)
+                            A::store(p.target.at(i2, i1, i0 % WAYS) + v * N, A::load(ring[i0 % WAYS] + v * N));
+            }
+        return saturated;
+    }
+};
+
+using PassFunction = std::int64_t (*)(const PassArgs&);
+
+template <int T, int N, bool MULTIPLY, bool TABLED, bool POST> PassFunction choose_alu(const PassArgs& p) {
+    switch (p.alu) {
+#define CASE(ALU) \
+    case ALU: return Pass<T, N, MULTIPLY, ALU, TABLED, POST>::plain;
+        CASE(ALU_PASS) CASE(ALU_ADD) CASE(ALU_MAX) CASE(ALU_MIN) CASE(ALU_GT) CASE(ALU_GE) CASE(ALU_EQ)
+#undef CASE
+    default: return Pass<T, N, MULTIPLY, ALU_GATE, TABLED, POST>::plain;
+    }
+}
+
+template <int T, int N, bool MULTIPLY> PassFunction choose_reduce(const PassArgs& p) {
+    switch (p.alu) {
+#define CASE(ALU) \
+    case ALU: return Pass<T, N, MULTIPLY, ALU, false, false>::reduce;
+        CASE(ALU_PASS) CASE(ALU_ADD) CASE(ALU_MAX) CASE(ALU_MIN) CASE(ALU_GT) CASE(ALU_GE) CASE(ALU_EQ)
+#undef CASE
+    default: return Pass<T, N, MULTIPLY, ALU_GATE, false, false>::reduce;
+    }
+}
+
+template <int T, int N> PassFunction choose(const PassArgs& p) {
+    if (p.reduce) return p.multiply ? choose_reduce<T, N, true>(p) : choose_reduce<T, N, false>(p);
+    const bool tabled = p.function > RELU;
+    switch (p.multiply * 4 + tabled * 2 + p.post_multiply) {
+    case 0: return choose_alu<T, N, false, false, false>(p);
+    case 1: return choose_alu<T, N, false, false, true>(p);
+    case 2: return choose_alu<T, N, false, true, false>(p);
+    case 3: return choose_alu<T, N, false, true, true>(p);
+    case 4: return choose_alu<T, N, true, false, false>(p);
+    case 5: return choose_alu<T, N, true, false, true>(p);
+    case 6: return choose_alu<T, N, true, true, false>(p);
+    default: return choose_alu<T, N, true, true, true>(p);
+    }
+}
+
+constexpr int lanes(int side) { return side < FPGRAD_LANES ? side : FPGRAD_LANES; }
+
+inline std::int64_t pass(int side, const PassArgs& p) {
+    switch (side) {
+    case 4: return choose<4, lanes(4)>(p)(p);
+    case 8: return choose<8, lanes(8)>(p)(p);
+    default: return choose<16, lanes(16)>(p)(p);
+    }
+}
+
+inline bool odd(const std::uint32_t* words, std::int64_t count) {
+    using S = Simd<4>;
+    typename S::I bad = {};
+    for (std::int64_t i = 0; i < count; i += 4) {
+        const S::I x = S::load(words + i), exponent = x & 0x7F800000;
+        bad |= (exponent == 0x7F800000) | ((exponent == 0) & (x != 0));
+    }
+    return S::any(bad);
+}
