@@ -71,7 +71,9 @@ MACHINES: dict[str, MachineConfig] = {
 }
 
 
-def _bits(rng: np.random.Generator, fmt: FloatFormat, shape: tuple[int, ...], spread: int) -> np.ndarray:
+def _bits(
+    rng: np.random.Generator, fmt: FloatFormat, shape: tuple[int, ...], spread: int
+) -> np.ndarray:
     """Codes with exponents within ``spread`` of a random centre; zeros and short mantissas are frequent."""
     top = (1 << fmt.exponent_bits) - 1
     centre = int(rng.integers(0, top + 1)) if rng.random() < 0.3 else fmt.bias
@@ -79,11 +81,15 @@ def _bits(rng: np.random.Generator, fmt: FloatFormat, shape: tuple[int, ...], sp
     mantissa = rng.integers(0, 1 << fmt.mantissa_bits, shape)
     short = rng.random(shape) < 0.3
     mantissa = np.where(short, mantissa & ~((1 << (fmt.mantissa_bits * 2 // 3)) - 1), mantissa)
-    codes = (rng.integers(0, 2, shape) << (fmt.width - 1)) | (exponent << fmt.mantissa_bits) | mantissa
+    codes = (
+        (rng.integers(0, 2, shape) << (fmt.width - 1)) | (exponent << fmt.mantissa_bits) | mantissa
+    )
     return np.where(rng.random(shape) < 0.1, 0, codes)
 
 
-def codes(rng: np.random.Generator, fmt: FloatFormat, shape: tuple[int, ...], odd: bool = True) -> np.ndarray:
+def codes(
+    rng: np.random.Generator, fmt: FloatFormat, shape: tuple[int, ...], odd: bool = True
+) -> np.ndarray:
     """Random codes: ordinary numbers, wide exponents, and with ``odd`` any bits (subnormals, -0, all-ones exponents).
 
     Without ``odd``, only codes that the machine itself produces.
@@ -117,11 +123,15 @@ def contents(config: MachineConfig, seed: int, odd: bool = True) -> Contents:
     content = codes(rng, fmt, (CONTENT_ROWS, t), odd) << (32 - fmt.width)
     words[:CONTENT_ROWS] = content.astype(np.uint32)
     if odd:
-        words[:CONTENT_ROWS] |= rng.integers(0, 1 << (32 - fmt.width), (CONTENT_ROWS, t)).astype(np.uint32)
+        words[:CONTENT_ROWS] |= rng.integers(0, 1 << (32 - fmt.width), (CONTENT_ROWS, t)).astype(
+            np.uint32
+        )
     words[INDEX_ROW : INDEX_ROW + INDEX_ROWS] = rng.integers(0, 64, (INDEX_ROWS, t))
     mantissas = rng.integers(-limit, limit + 1, (m.tiles, t, t))
     extreme = rng.random((m.tiles, 1, 1)) < 0.2
-    mantissas = np.where(extreme, np.sign(mantissas[:, :1, :1] + 0.5).astype(np.int64) * limit, mantissas)
+    mantissas = np.where(
+        extreme, np.sign(mantissas[:, :1, :1] + 0.5).astype(np.int64) * limit, mantissas
+    )
     mantissas[exponents == 0] = 0
     return Contents(
         {
@@ -143,7 +153,11 @@ class _Draw:
     def __init__(self, draw: Any, config: MachineConfig) -> None:
         self.draw, self.config, self.t = draw, config, config.side
         m = config.memory
-        self.depth = {Space.VECTOR: m.vector_rows, Space.INBOX: m.inbox_rows, Space.OUTBOX: m.outbox_rows}
+        self.depth = {
+            Space.VECTOR: m.vector_rows,
+            Space.INBOX: m.inbox_rows,
+            Space.OUTBOX: m.outbox_rows,
+        }
 
     def int(self, low: int, high: int) -> int:
         return self.draw(st.integers(low, high))
@@ -151,7 +165,9 @@ class _Draw:
     def one(self, *values: Any) -> Any:
         return self.draw(st.sampled_from(values))
 
-    def strides(self, counts: tuple[int, ...], depth: int, distinct: bool = False) -> tuple[int, tuple[int, ...]]:
+    def strides(
+        self, counts: tuple[int, ...], depth: int, distinct: bool = False
+    ) -> tuple[int, tuple[int, ...]]:
         """A base and strides whose nest stays inside ``depth`` addresses; ``distinct``: no address twice."""
         if distinct:
             strides, step = [], 1
@@ -211,7 +227,9 @@ def _clashes(v: Vector, side: int) -> bool:
                 return True
             continue
         for address in np.intersect1d(reads, writes):
-            if set(np.flatnonzero(reads[:, 0] == address)) != set(np.flatnonzero(writes[:, 0] == address)):
+            if set(np.flatnonzero(reads[:, 0] == address)) != set(
+                np.flatnonzero(writes[:, 0] == address)
+            ):
                 return True
     return False
 
@@ -236,7 +254,11 @@ def vectors(draw: Any, config: MachineConfig, acc: bool = False) -> Vector:
     sources = [s for s in Source if acc or s is not Source.ACC]
     a, b, c = d.one(*sources), d.one(*sources), d.one(*sources)
     last = d.one(Source.ONE, Source.ONE, *sources)
-    space = d.one(Space.VECTOR, Space.OUTBOX) if not tile else d.one(Space.NONE, Space.VECTOR, Space.OUTBOX)
+    space = (
+        d.one(Space.VECTOR, Space.OUTBOX)
+        if not tile
+        else d.one(Space.NONE, Space.VECTOR, Space.OUTBOX)
+    )
     target = Target()
     if space is not Space.NONE:
         counts = (n2, n1, 4 if reduce else n0)
@@ -314,7 +336,11 @@ def stores(draw: Any, config: MachineConfig) -> Store:
 def taking(config: MachineConfig, matrix: Matrix, into: Vector | None = None) -> Vector:
     """A pass that takes all rows of ``matrix``; in the manner of ``into`` when that takes accumulator rows."""
     total = matrix.n1 * matrix.n0 * matrix.rows
-    if into is not None and into.op is VectorOp.PASS and total == into.loops.n2 * into.loops.n1 * into.loops.n0:
+    if (
+        into is not None
+        and into.op is VectorOp.PASS
+        and total == into.loops.n2 * into.loops.n1 * into.loops.n0
+    ):
         return replace(into, a=Source.ACC)
     depth = config.memory.outbox_rows
     loops = Loops(1, matrix.n1 * matrix.n0, matrix.rows)
@@ -322,7 +348,12 @@ def taking(config: MachineConfig, matrix: Matrix, into: Vector | None = None) ->
     return Vector(VectorOp.PASS, loops, a=Source.ACC, target=target, fence=1)
 
 
-_UNIT_OF: dict[type, Unit] = {Load: Unit.LOAD, Matrix: Unit.MATRIX, Vector: Unit.VECTOR, Store: Unit.STORE}
+_UNIT_OF: dict[type, Unit] = {
+    Load: Unit.LOAD,
+    Matrix: Unit.MATRIX,
+    Vector: Unit.VECTOR,
+    Store: Unit.STORE,
+}
 
 
 def single(config: MachineConfig, instruction: Instruction, *more: Instruction) -> Program:
@@ -353,7 +384,7 @@ def single(config: MachineConfig, instruction: Instruction, *more: Instruction) 
     return Program(
         config,
         {unit: tuple(instructions) for unit, instructions in units.items()},
-        {"run": Entry((0, 0, 0, 0), tuple(len(units[u]) for u in Unit), bases=("a", "b"))},  # pyright: ignore[reportArgumentType]
+        {"run": Entry((0, 0, 0, 0), tuple(len(units[u]) for u in Unit), bases=("a", "b"))},
     )
 
 
@@ -381,14 +412,20 @@ def programs(draw: Any, config: MachineConfig, length: int = 8) -> Program:
 def looped(program: Program, chain: list[Instruction]) -> Program:
     """The program with tokens from its last instruction to its first, so that steps do not overlap."""
     last = _UNIT_OF[type(chain[-1])]
-    firsts = {_UNIT_OF[type(x)] for x in (chain[:2] if isinstance(chain[0], Matrix) else chain[:1])} - {last}
+    firsts = {
+        _UNIT_OF[type(x)] for x in (chain[:2] if isinstance(chain[0], Matrix) else chain[:1])
+    } - {last}
     units = {unit: list(instructions) for unit, instructions in program.units.items()}
     tokens = [[0] * 4 for _ in range(4)]
     for first in firsts:
         head, tail = units[first][0], units[last][-1]
         name, other = last.name.lower(), first.name.lower()
-        units[first][0] = replace(head, wait=replace(head.wait, **{name: getattr(head.wait, name) + 1}))
-        units[last][-1] = replace(tail, signal=replace(tail.signal, **{other: getattr(tail.signal, other) + 1}))
+        units[first][0] = replace(
+            head, wait=replace(head.wait, **{name: getattr(head.wait, name) + 1})
+        )
+        units[last][-1] = replace(
+            tail, signal=replace(tail.signal, **{other: getattr(tail.signal, other) + 1})
+        )
         tokens[last][first] = 1
-    entry = replace(program.entries["run"], tokens=tuple(tuple(row) for row in tokens))  # pyright: ignore[reportArgumentType]
+    entry = replace(program.entries["run"], tokens=tuple(tuple(row) for row in tokens))
     return Program(program.config, {u: tuple(x) for u, x in units.items()}, {"run": entry})

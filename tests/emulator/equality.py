@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.strategies import contents
+
 from fpgrad.emulator import EmulatorExecutor, available_levels
 from fpgrad.isa.compare import first_difference
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.program import Program
 from fpgrad.reference import ReferenceExecutor
-from tests.strategies import contents
 
 BASES = (0, 0)
 

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from fpgrad.isa.instructions import Alu, Immediate, Loops, Mask, RowStream, Source, Space, Target, TileTarget, Vector
-from fpgrad.formats import Function
 from tests.emulator.equality import Equality
 from tests.strategies import MACHINES, loads, matrices, programs, single, stores, taking, vectors
+
+from fpgrad.formats import Function
+from fpgrad.isa.instructions import (
+    Alu,
+    Immediate,
+    Loops,
+    Mask,
+    RowStream,
+    Source,
+    Space,
+    Target,
+    TileTarget,
+    Vector,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SETTINGS = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
@@ -55,7 +66,9 @@ def test_long_sums(name: str, data: st.DataObject, seed: int):
 @given(data=st.data(), seed=SEEDS)
 def test_load_and_store_instructions(name: str, data: st.DataObject, seed: int):
     config = MACHINES[name]
-    equality(name).check(single(config, data.draw(loads(config)), data.draw(stores(config))), seed, True)
+    equality(name).check(
+        single(config, data.draw(loads(config)), data.draw(stores(config))), seed, True
+    )
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -68,9 +81,17 @@ def test_programs(name: str, data: st.DataObject, seed: int, odd: bool, steps: i
 def _pass(side: int, rng: np.random.Generator, **fields: object) -> Vector:
     """A pass over 2·T·T rows with everything that ``fields`` does not say plain."""
     rows = Loops(1, 2, side)
-    p0, p1 = (RowStream(Space.VECTOR, 0, int(rng.integers(0, 4 * side)), 0, side, 1) for _ in range(2))
-    defaults = {"loops": rows, "p0": p0, "p1": p1, "a": Source.P0, "target": Target(Space.OUTBOX, 0, 0, side, 1)}
-    return Vector(**(defaults | fields))  # pyright: ignore[reportArgumentType]
+    p0, p1 = (
+        RowStream(Space.VECTOR, 0, int(rng.integers(0, 4 * side)), 0, side, 1) for _ in range(2)
+    )
+    defaults = {
+        "loops": rows,
+        "p0": p0,
+        "p1": p1,
+        "a": Source.P0,
+        "target": Target(Space.OUTBOX, 0, 0, side, 1),
+    }
+    return Vector(**(defaults | fields))
 
 
 @pytest.mark.parametrize("name", ["T4", "T8", "T16", "bf16", "E5"])
@@ -85,8 +106,12 @@ def test_every_alu_with_every_source(name: str, alu: Alu):
         for c in sources:
             p, n = int(rng.integers(0, 2)), int(rng.integers(0, 2))
             base = {"b": b, "c": c, "alu": alu, "i0": one, "negate_product": p, "negate_c": n}
-            chain.append(_pass(side, rng, **base, target=Target(Space.VECTOR, 6 * side, 0, side, 1)))
-            chain.append(_pass(side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 1)))
+            chain.append(
+                _pass(side, rng, **base, target=Target(Space.VECTOR, 6 * side, 0, side, 1))
+            )
+            chain.append(
+                _pass(side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 1))
+            )
     for first in range(0, len(chain), 32):
         for odd in (False, True):
             for seed in range(4):
@@ -106,7 +131,16 @@ def test_every_function(name: str, function: Function):
                 common = {"function": function, "d": d, "p0": p0, "i0": Immediate(0, 5)}
                 chain.append(_pass(side, rng, **common, row_mask=mask))
                 chain.append(_pass(side, rng, **common, lane_mask=mask, alu=Alu.ADD, c=Source.P1))
-                chain.append(_pass(side, rng, **common, row_mask=mask, target=Target(), tile=TileTarget(1, 2, 0, 3)))
+                chain.append(
+                    _pass(
+                        side,
+                        rng,
+                        **common,
+                        row_mask=mask,
+                        target=Target(),
+                        tile=TileTarget(1, 2, 0, 3),
+                    )
+                )
     for odd in (False, True):
         for seed in range(4):
             equality(name).check(single(MACHINES[name], *chain), seed, odd)

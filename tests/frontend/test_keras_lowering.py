@@ -126,7 +126,8 @@ def test_graph_means_what_the_model_does():
     lowered = lower(model, 5, training=False)
     x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     states = {
-        b.state: keras.ops.convert_to_numpy(b.variable).reshape(b.shape) for b in lowered.variables
+        b.state: np.reshape(keras.ops.convert_to_numpy(b.variable), b.shape)
+        for b in lowered.variables
     }
     outputs, _ = evaluate(lowered.forward, {"pixels": x}, states)
     np.testing.assert_allclose(

@@ -44,7 +44,7 @@ def test_multiplier(fmt):
     product = np.where(negate == 1, smallfloat.negate(fmt, product), product)
     out = stream_through(
         Multiplier(fmt),
-        {"a": (0, a), "b": (0, b), "clear": (0, clear), "negate": (1, negate)},
+        {"a": (0, a), "b": (0, b), "clear": (0, clear.astype(np.int64)), "negate": (1, negate)},
         {"product": MULTIPLY_LATENCY, "saturated": MULTIPLY_LATENCY},
     )
     np.testing.assert_array_equal(out["product"], product)

@@ -214,7 +214,7 @@ def test_not_a_keras_model():
     with pytest.raises(UnsupportedFrameworkError, match=r"not builtins\.int$"):
         fpgrad.FPGA(3)
     with pytest.raises(UnsupportedFrameworkError):
-        FPGA(3)  # pyright: ignore[reportArgumentType]
+        FPGA(3)
 
 
 def test_backends_are_named():
@@ -228,8 +228,8 @@ def test_a_failing_executor_leaves_the_weights():
     class Failing(ExactSession):
         broken = True
 
-        def train(self, *arguments):
-            result = super().train(*arguments)
+        def train(self, data, order, scalars, seeds=None):
+            result = super().train(data, order, scalars, seeds)
             if self.broken:
                 raise RuntimeError("the machine stopped")
             return result

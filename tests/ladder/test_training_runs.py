@@ -99,17 +99,19 @@ def test_cycle_model_equals_rtl(entry: str, steps: int):
 def test_a_flipped_bit_is_found_and_named():
     x, y = digits()
     sessions: list[Session] = []
+    executors: list[EmulatorExecutor] = []
 
     def open_session(functions) -> Session:
         program = compile_model(functions)
-        sessions.append(Session(program, EmulatorExecutor(program.config)))
+        executors.append(EmulatorExecutor(program.config))
+        sessions.append(Session(program, executors[-1]))
         return sessions[-1]
 
     for _ in range(2):
         FPGA(readme_model(), open_session=open_session).fit(
             x[:64], y[:64], epochs=1, shuffle=False, verbose=0
         )
-    left, right = sessions[0].executor, sessions[1].executor
+    left, right = executors
     program = sessions[0].program
     assert first_difference(left.dump(), right.dump(), program) is None
     state = program.meta["states"]["hidden/kernel"]

@@ -73,7 +73,9 @@ def _check(program: Program) -> None:
                 limit = side if operand.scalar else 1 << width
                 if operand.value >= limit:
                     kind = "a scalar's number" if operand.scalar else f"a code of {width} bits"
-                    raise ProgramError(f"{where}: {name} must be {kind}, below {limit}, not {operand.value}")
+                    raise ProgramError(
+                        f"{where}: {name} must be {kind}, below {limit}, not {operand.value}"
+                    )
 
 
 def available_levels() -> tuple[str, ...]:
@@ -93,7 +95,9 @@ class EmulatorExecutor:
         InvalidArgumentError: a level that this processor does not have, or less than one thread.
     """
 
-    def __init__(self, config: MachineConfig, threads: int | None = None, level: str | None = None) -> None:
+    def __init__(
+        self, config: MachineConfig, threads: int | None = None, level: str | None = None
+    ) -> None:
         levels = available_levels()
         if level is not None and level not in levels:
             raise InvalidArgumentError(f"level must be one of {', '.join(levels)}, not {level!r}")
@@ -147,7 +151,9 @@ class EmulatorExecutor:
         e = program.entries[entry]
         before = self._native.saturated()
         registers = [int(b) for b in bases] + [0] * (16 - len(bases))
-        stopped = self._native.run(list(e.start), list(e.stop), [list(row) for row in e.tokens], steps, registers)
+        stopped = self._native.run(
+            list(e.start), list(e.stop), [list(row) for row in e.tokens], steps, registers
+        )
         if stopped is not None:
             raise ExecutionError(self._where(*stopped))
         after = self._native.saturated()
@@ -181,11 +187,11 @@ class EmulatorExecutor:
 
     def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
         """Set memories from a dump, or from part of one."""
-        for name, values in memories.items():
+        for name, contents in memories.items():
             if name == "dram":
-                self.write(0, values)
+                self.write(0, contents)
             else:
-                self._native.restore(name, np.ascontiguousarray(values, np.int64).reshape(1, -1))
+                self._native.restore(name, np.ascontiguousarray(contents, np.int64).reshape(1, -1))
 
     def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
         """Overwrite one element of the memory ``name`` (see :meth:`dump`).
@@ -203,7 +209,9 @@ class EmulatorExecutor:
         try:
             flat = np.ravel_multi_index(index if isinstance(index, tuple) else (index,), shape)
         except ValueError as error:
-            raise InvalidArgumentError(f"index {index} is outside {name} of shape {shape}") from error
+            raise InvalidArgumentError(
+                f"index {index} is outside {name} of shape {shape}"
+            ) from error
         self._native.poke(name, int(flat), value)
 
 

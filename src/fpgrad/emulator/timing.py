@@ -139,17 +139,17 @@ class _Run:
                         yield
                     for _ in range(count):
                         earliest = max(earliest, channel.popleft())
-                issued, end = yield from follow[unit](instruction, earliest, state, step)
+                issued, end = yield from follow[unit](instruction, earliest, state)
                 self.progress = True
                 ends.append(end)
                 self.records.append(Record(unit, index, step, issued, end))
                 for destination, count in enumerate(_counts(instruction.signal)):
                     self.channels[unit][destination].extend([end + 1] * count)
 
-    # Units: (instruction, earliest issue, state, step) -> (issue, completion) ---------------------
+    # Units: (instruction, earliest issue, state) -> (issue, completion) ---------------------
 
     def load(
-        self, i: object, earliest: int, state: dict[str, int], step: int
+        self, i: object, earliest: int, state: dict[str, int]
     ) -> Generator[None, None, tuple[int, int]]:
         """Requests leave one a cycle, beats come back one a cycle after the memory's latency."""
         assert isinstance(i, Load)
@@ -165,7 +165,7 @@ class _Run:
         yield
 
     def store(
-        self, i: object, earliest: int, state: dict[str, int], step: int
+        self, i: object, earliest: int, state: dict[str, int]
     ) -> Generator[None, None, tuple[int, int]]:
         """Beats leave one a cycle."""
         assert isinstance(i, Store)
@@ -177,7 +177,7 @@ class _Run:
         yield
 
     def matrix(
-        self, i: object, earliest: int, state: dict[str, int], step: int
+        self, i: object, earliest: int, state: dict[str, int]
     ) -> Generator[None, None, tuple[int, int]]:
         """Products go every T cycles while the queue of finished rows has room."""
         assert isinstance(i, Matrix)
@@ -209,7 +209,7 @@ class _Run:
         return start, go + i.rows + 1
 
     def vector(
-        self, i: object, earliest: int, state: dict[str, int], step: int
+        self, i: object, earliest: int, state: dict[str, int]
     ) -> Generator[None, None, tuple[int, int]]:
         """A row a cycle; the first waits for fences and for slower passes before it."""
         assert isinstance(i, Vector)
