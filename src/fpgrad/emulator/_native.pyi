@@ -1,9 +1,11 @@
-"""What native/module.cpp exports."""
+# What native/module.cpp exports.
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+class Fault(Exception): ...
 
 def field_names(unit: int) -> list[str]: ...
 def available_levels() -> list[str]: ...
