@@ -35,9 +35,12 @@ class Pipeline:
         vector: from a row's addresses to its write, without function and second multiplier.
         function: what a tabled function adds; multiply: what a second multiplier adds.
         visible: from a row's write to the first read that sees it.
+        done: from a pass's last write to its completion.
         settle: from SCALARS or SEED to the next row.
         quantise: from a tile's last row to its write, less the tile side.
-        load, load_tail, gather, store: fixed parts of the DMA units' instructions.
+        load_start, load_request, load_index, load_end: of a LOAD: from its start to the first request; from a request
+            to memory's port; from an index row's last beat to requests that need it; from the last beat to the end.
+        store: of a STORE, besides its beats.
     """
 
     offer: int = 3
@@ -47,12 +50,14 @@ class Pipeline:
     function: int = 6
     multiply: int = 2
     visible: int = 2
+    done: int = 1
     settle: int = 3
     quantise: int = 5
-    load: int = 8
-    load_tail: int = 3
-    gather: int = 4
-    store: int = 8
+    load_start: int = 5
+    load_request: int = 2
+    load_index: int = 2
+    load_end: int = 3
+    store: int = 6
 
     def drain(self, side: int) -> int:
         """From the read of a streamed row to its arrival in the queue of finished rows."""
@@ -151,15 +156,30 @@ class _Run:
     def load(
         self, i: object, earliest: int, state: dict[str, int]
     ) -> Generator[None, None, tuple[int, int]]:
-        """Requests leave one a cycle, beats come back one a cycle after the memory's latency."""
+        """Requests leave one a cycle, beats come back one a cycle after the memory's latency.
+
+        A block of T groups is requested when its row of the index is there; index rows are requested two blocks ahead.
+        """
         assert isinstance(i, Load)
-        p, memory = self.pipeline, self.config.memory
-        beats = self.t // memory.dram_words_per_cycle
+        p, memory, t = self.pipeline, self.config.memory, self.t
+        beats = t // memory.dram_words_per_cycle
         start = max(earliest, state.get("free", 0))
-        at = start + p.load + memory.dram_latency
-        if i.gather:
-            at += beats + p.gather + memory.dram_latency
-        end = at + max(i.count, i.count * i.rows * beats) - 1 + p.load_tail
+        blocks = -(-i.count // t) if i.gather else 0
+        arrived: list[int] = []  # when each row of the index is there
+        ask, end = start + p.load_start, 0
+        requests = [(-1, beats)] * min(2, blocks)
+        for block in range(max(1, blocks)):
+            groups = min(t, i.count - block * t) if i.gather else i.count
+            requests += [(block, i.rows * beats)] * groups
+            requests += [(-1, beats)] * (block + 2 < blocks)
+        for block, length in requests:
+            if block >= 0 and i.gather:
+                ask = max(ask, arrived[block])
+            ask += 1
+            end = max(ask + p.load_request + memory.dram_latency, end + 1) + length - 1
+            if block < 0:
+                arrived.append(end + p.load_index)
+        end += p.load_end
         state["free"] = end + 1
         return start, end
         yield
@@ -171,7 +191,7 @@ class _Run:
         assert isinstance(i, Store)
         beats = self.t // self.config.memory.dram_words_per_cycle
         start = max(earliest, state.get("free", 0))
-        end = start + self.pipeline.store + i.rows * beats - 1
+        end = start + self.pipeline.store + i.rows * beats
         state["free"] = end + 1
         return start, end
         yield
@@ -240,10 +260,10 @@ class _Run:
             issue = np.arange(first, first + rows)
         end = int(issue[-1])
         state["issue"], state["latency"] = end, latency
-        done = end + latency + p.visible
+        done = end + latency + p.done
         if tile:
             state["tile"] = int(issue[-n0]) + latency + t
-            done = end + latency + p.quantise + t + p.visible
+            done = end + latency + p.quantise + t + p.done
         state["done"] = max(done, state.get("done", 0) + 1)
         return start, state["done"]
 

@@ -77,8 +77,12 @@ def _place(name: str, index: tuple[int, ...]) -> str:
 def _symbol(program: Program, name: str, index: tuple[int, ...]) -> str:
     """The symbols whose place this is, with the element of the tensor where there is one."""
     space = _SPACE.get(name, name)
-    found = [s for s in program.symbols if s.space == space and s.base <= index[0] < s.base + s.size]
-    return f" ({' or '.join(_element(s, index, program.config.side) for s in found)})" if found else ""
+    found = [
+        s for s in program.symbols if s.space == space and s.base <= index[0] < s.base + s.size
+    ]
+    return (
+        f" ({' or '.join(_element(s, index, program.config.side) for s in found)})" if found else ""
+    )
 
 
 def _element(symbol: Symbol, index: tuple[int, ...], side: int) -> str:

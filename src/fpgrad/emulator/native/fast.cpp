@@ -78,6 +78,7 @@ FastPath::FastPath(Machine& machine, const Kernels& kernels, Pool& pool)
         const Table& from = c.tables[f];
         FastTable& to = tables_[f];
         const int index_bits = std::bit_width(static_cast<unsigned>(c.table_segments)) - 1;
+        to.size = static_cast<int>(from.base.size());
         to.segments = c.table_segments, to.index_shift = 15 - index_bits;
         to.base_shift = 15 - c.coefficient_bits, to.slope_shift = c.coefficient_bits - index_bits;
         for (std::size_t i = 0; i < from.base.size(); ++i)

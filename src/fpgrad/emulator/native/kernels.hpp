@@ -21,7 +21,7 @@ struct Rows {
 // A function table in the form of the kernels: base << 16 | slope, and how an argument is cut.
 struct FastTable {
     std::uint32_t entries[128];
-    int segments, index_shift, base_shift, slope_shift;
+    int size, segments, index_shift, base_shift, slope_shift;
 };
 
 struct PassArgs {

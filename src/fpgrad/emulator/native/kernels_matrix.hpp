@@ -14,7 +14,8 @@ void product_rows(const Product* products, std::int64_t count, std::int64_t row,
                 for (int v = 0; v < V; ++v) sum[r][v] <<= shift;
         const std::int16_t* left = products[k].left + row * T;
         const std::int16_t* right = products[k].right;
-#pragma GCC unroll 8
+        // Unrolled further, GCC sums the products as a tree, which spills every register.
+#pragma GCC unroll 1
         for (int j = 0; j < T / 2; ++j) {
             I pairs[V];
             for (int v = 0; v < V; ++v) pairs[v] = S::load(right + (j * T + v * N) * 2);

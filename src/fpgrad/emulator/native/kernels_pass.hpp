@@ -43,7 +43,7 @@ template <int N> struct Arithmetic : Simd<N> {
     }
 
     static I lookup(const FastTable& t, I set, I argument) {
-        const I entry = S::gather(t.entries, set * t.segments + (argument >> t.index_shift));
+        const I entry = S::gather(t.entries, set * t.segments + (argument >> t.index_shift), t.size);
         const I base = (I)(((typename Simd<N>::U)entry) >> 16), slope = (entry << 16) >> 16;
         return (base << t.base_shift) + ((slope * (argument & ((1 << t.index_shift) - 1))) >> t.slope_shift);
     }

@@ -67,7 +67,26 @@ template <int N> struct Simd : Lanes<N> {
         return e;
     }
 
-    static I gather(const std::uint32_t* table, I index) {
+    // table[index] of a table of `size` entries, which has room for 32.
+    static I gather(const std::uint32_t* table, I index, int size) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        if constexpr (N == 8) {
+            // Permutations of eight entries each are several times faster than loads by index.
+            if (size <= 32) {
+                const __m256i at = (__m256i)index;
+                const __m256 third = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
+                const auto eight = [&](int first) {
+                    const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table + first));
+                    return _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(part, at));
+                };
+                const __m256 low = _mm256_blendv_ps(eight(0), eight(8), third);
+                if (size <= 16) return (I)low;
+                const __m256 high = _mm256_blendv_ps(eight(16), eight(24), third);
+                return (I)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 27)));
+            }
+        }
+#endif
+        (void)size;
 #if defined(__AVX512F__)
         if constexpr (N == 16) return (I)_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xFFFF, (__m512i)index, table, 4);
 #endif
