@@ -37,7 +37,6 @@ class Pipeline:
         visible: from a row's write to the first read that sees it.
         done: from a pass's last write to its completion.
         settle: from SCALARS or SEED to the next row.
-        quantise: from a tile's last row to its write, less the tile side.
         load_start, load_request, load_index, load_end: of a LOAD: from its start to the first request; from a request
             to memory's port; from an index row's last beat to requests that need it; from the last beat to the end.
         store: of a STORE, besides its beats.
@@ -52,12 +51,15 @@ class Pipeline:
     visible: int = 2
     done: int = 1
     settle: int = 3
-    quantise: int = 5
     load_start: int = 5
     load_request: int = 2
     load_index: int = 2
     load_end: int = 3
     store: int = 6
+
+    def quantise(self, side: int) -> int:
+        """From a tile's last row to its last write."""
+        return side + (4 if side <= 4 else 5)
 
     def drain(self, side: int) -> int:
         """From the read of a streamed row to its arrival in the queue of finished rows."""
@@ -263,7 +265,7 @@ class _Run:
         done = end + latency + p.done
         if tile:
             state["tile"] = int(issue[-n0]) + latency + t
-            done = end + latency + p.quantise + t + p.done
+            done = end + latency + p.quantise(t) + p.done
         state["done"] = max(done, state.get("done", 0) + 1)
         return start, state["done"]
 
