@@ -65,7 +65,9 @@ def _machines() -> tuple[ReferenceExecutor, EmulatorExecutor, Program]:
     ],
 )
 @pytest.mark.parametrize("which", ["reference", "emulator"])
-def test_one_flipped_bit_is_found_and_named(which: str, name: str, index: tuple[int, ...], place: str):
+def test_one_flipped_bit_is_found_and_named(
+    which: str, name: str, index: tuple[int, ...], place: str
+):
     reference, emulator, program = _machines()
     assert first_difference(reference.dump(), emulator.dump(), program) is None
     machine = reference if which == "reference" else emulator
@@ -79,7 +81,9 @@ def test_one_flipped_bit_is_found_and_named(which: str, name: str, index: tuple[
 
 def test_poke_refuses_what_is_not_there():
     for machine in (ReferenceExecutor(CONFIG), EmulatorExecutor(CONFIG)):
-        with pytest.raises(InvalidArgumentError, match=r"^memory must be one of vector, inbox, .*, not 'ram'$"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"^memory must be one of vector, inbox, .*, not 'ram'$"
+        ):
             machine.poke("ram", (0,), 1)
         with pytest.raises(InvalidArgumentError, match=r"is outside vector"):
             machine.poke("vector", (9999, 0), 1)
@@ -111,14 +115,18 @@ def test_units_that_wait_for_each_other_are_named():
 
 def test_dram_is_bounded():
     emulator = EmulatorExecutor(CONFIG)
-    with pytest.raises(ExecutionError, match=r"^DRAM rows 510 to 513 are outside the 512 rows of the machine$"):
+    with pytest.raises(
+        ExecutionError, match=r"^DRAM rows 510 to 513 are outside the 512 rows of the machine$"
+    ):
         emulator.read(510, 4)
     with pytest.raises(ExecutionError, match=r"are outside"):
         emulator.write(512, np.zeros((1, 4), np.uint32))
 
 
 def test_arguments_are_checked():
-    with pytest.raises(InvalidArgumentError, match=r"^level must be one of baseline.*, not 'sse9'$"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"^level must be one of baseline.*, not 'sse9'$"
+    ):
         EmulatorExecutor(CONFIG, level="sse9")
     with pytest.raises(InvalidArgumentError, match=r"^threads must be at least 1, not 0$"):
         EmulatorExecutor(CONFIG, threads=0)
@@ -131,5 +139,7 @@ def test_immediates_that_are_no_codes_are_refused():
     emulator = EmulatorExecutor(CONFIG)
     with pytest.raises(ProgramError, match=r"^vector instruction 0: i1 must be a code of 24 bits"):
         emulator.load_program(single(CONFIG, Vector(i1=Immediate(0, 1 << 24))))
-    with pytest.raises(ProgramError, match=r"^vector instruction 0: i0 must be a scalar's number, below 4, not 4$"):
+    with pytest.raises(
+        ProgramError, match=r"^vector instruction 0: i0 must be a scalar's number, below 4, not 4$"
+    ):
         emulator.load_program(single(CONFIG, Vector(i0=Immediate(1, 4))))
