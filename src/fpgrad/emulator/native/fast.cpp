@@ -218,7 +218,7 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
         if (odd_word(word)) return false;
         std::fill(constants_[source].begin(), constants_[source].end(), word);
     }
-    for (int source : {ZERO, ONE, I0, I1}) streams[source].data = constants_[source].data();
+    for (int source : {ZERO, ONE, I0, I1}) streams[source] = {constants_[source].data(), 0, 0, 0};
     if (v.uses(P0)) streams[P0] = stream(n, v.p0, scratch_[0]);
     if (v.uses(P1)) streams[P1] = stream(n, v.p1, scratch_[1]);
     if (v.uses(ACC)) {

@@ -11,8 +11,8 @@ namespace fpgrad {
 
 // Rows by an affine nest: data + i2*s2 + i1*s1 + i0*s0, strides in words.
 struct Rows {
-    std::uint32_t* data = nullptr;
-    std::int64_t s2 = 0, s1 = 0, s0 = 0;
+    std::uint32_t* data;
+    std::int64_t s2, s1, s0;
     std::uint32_t* at(std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
         return data + i2 * s2 + i1 * s1 + i0 * s0;
     }

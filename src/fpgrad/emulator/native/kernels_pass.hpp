@@ -12,27 +12,38 @@ template <int N> struct Arithmetic : Simd<N> {
     using I = typename S::I;
     using F = typename S::F;
 
+    // The extremes of the magnitudes in a row, from which one comparison tells whether it must go the exact way.
+    struct Range {
+        I high = {}, low = ~I{};  // largest, and (unsigned) smallest less one, so that zero is the largest
+        void add(I magnitude) { high = S::larger(high, magnitude); }
+        void add_product(I magnitude) {
+            add(magnitude);
+            low = S::smaller_unsigned(low, magnitude - 1);
+        }
+        void exclude(I lanes) { high |= lanes & ABS; }
+        bool bad() const { return S::any((high > HIGH) | (I)((typename S::U)low < (typename S::U)S::splat(LOW - 1))); }
+    };
+
     // f + e rounded to 16 bits, ties to even, where |e| is at most half a unit of f's last of 24 bits.
     static I round(F f, F e) {
-        const I x = (I)f, even = (x >> 8) & 1, away = ((x ^ (I)e) >> 31) + 1;
-        return (x + (((I)(e == 0)) ? even : away) + 0x7F) & ~0xFF;
+        const I x = (I)f, odd = x >> 8, towards = (I)((typename S::U)(x ^ (I)e) >> 31);
+        return (x + 0x80 - ((I)(e == 0) ? ~odd & 1 : towards)) & ~0xFF;
     }
-    static F multiply(F a, F b, I& bad) {
+    static F multiply(F a, F b, Range& range) {
         const F f = a * b;
-        const I magnitude = (I)f & ABS;
-        bad |= (magnitude > HIGH) | ((magnitude < LOW) & (magnitude != 0));
+        range.add_product((I)f & ABS);
         return (F)round(f, S::product_error(a, b, f));
     }
-    static F add(F a, F b, I& bad) {
+    static F add(F a, F b, Range& range) {
         const F f = a + b, z = f - a, e = (a - (f - z)) + (b - z);
         const I magnitude = (I)f & ABS;
-        bad |= magnitude > HIGH;
-        return (F)(round(f, e) & (magnitude >= 0x00800000));
+        range.add(magnitude);
+        return (F)(round(f, e) & (magnitude > 0x007FFFFF));
     }
     static F one() { return F{} + 1.0f; }
 
-    template <int ALU> static F combine(F p, F c, I& bad) {
-        if constexpr (ALU == ALU_ADD) return add(p, c, bad);
+    template <int ALU> static F combine(F p, F c, Range& range) {
+        if constexpr (ALU == ALU_ADD) return add(p, c, range);
         if constexpr (ALU == ALU_MAX) return p >= c ? p : c;
         if constexpr (ALU == ALU_MIN) return p <= c ? p : c;
         if constexpr (ALU == ALU_GT) return (F)((I)one() & (I)(p > c));
@@ -47,24 +58,24 @@ template <int N> struct Arithmetic : Simd<N> {
         const I base = (I)(((typename Simd<N>::U)entry) >> 16), slope = (entry << 16) >> 16;
         return (base << t.base_shift) + ((slope * (argument & ((1 << t.index_shift) - 1))) >> t.slope_shift);
     }
-    // y * 2**(power - 15) for integers y of at most 16 bits; flushed to zero, `bad` when too large.
-    static F scaled(I y, I power, I& bad) {
+    // y * 2**(power - 15) for integers y of at most 16 bits; flushed to zero, excluded when too large.
+    static F scaled(I y, I power, Range& range) {
         const I x = (I)S::to_float(y), exponent = (x >> 23) + power - 15;
-        bad |= (exponent > 254) & (y != 0);
+        range.exclude((exponent > 254) & (y != 0));
         return (F)((x + ((power - 15) << 23)) & (exponent >= 1) & (y != 0));
     }
-    static F evaluate(int function, const FastTable& t, F value, I& bad) {
+    static F evaluate(int function, const FastTable& t, F value, Range& range) {
         const I x = (I)value, unbiased = ((x >> 23) & 0xFF) - 127, fraction = (x >> 8) & 0x7FFF;
         const F magnitude = (F)(x & ABS);
         const I negative = x >> 31, none = {};
         const F limit = F{} + 33554432.0f;
         switch (function) {
         case RECIPROCAL:
-            bad |= (x & ABS) == 0;
-            return (F)((I)scaled(lookup(t, none, fraction), -unbiased, bad) | 0) * (F)((x & SIGN) | (I)one());
+            range.exclude((x & ABS) == 0);
+            return (F)((I)scaled(lookup(t, none, fraction), -unbiased, range) | 0) * (F)((x & SIGN) | (I)one());
         case RSQRT:
-            bad |= (x & ABS) == 0;
-            return scaled(lookup(t, unbiased & 1, fraction), -(unbiased >> 1), bad);
+            range.exclude((x & ABS) == 0);
+            return scaled(lookup(t, unbiased & 1, fraction), -(unbiased >> 1), range);
         case LOG2: {
             const F fixed = S::to_float((unbiased << 15) + lookup(t, none, fraction));
             return (F)round(fixed, F{}) * (F{} + 0x1p-15f);
@@ -72,7 +83,7 @@ template <int N> struct Arithmetic : Simd<N> {
         case EXP2: {
             const F scaled_up = magnitude * 32768.0f;
             const I whole = S::to_int(scaled_up < limit ? scaled_up : limit), fixed = (whole ^ negative) - negative;
-            return scaled(lookup(t, none, fixed & 0x7FFF), fixed >> 15, bad);
+            return scaled(lookup(t, none, fixed & 0x7FFF), fixed >> 15, range);
         }
         default: {
             const F scaled_up = magnitude * (function == SIGMOID ? 4096.0f : 8192.0f);
@@ -116,30 +127,30 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                 std::uint32_t* out = first;
                 I largest = {};
                 for (std::int64_t i0 = 0; i0 < live; ++i0) {
-                    I bad = {}, result[V];
+                    typename A::Range range;
+                    I result[V];
                     for (int v = 0; v < V; ++v) {
                         F x = (F)A::load(a + v * N);
-                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), bad);
+                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
                         x = (F)((I)x ^ np);
                         if constexpr (ALU != ALU_PASS)
-                            x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), bad);
+                            x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), range);
                         if constexpr (TABLED) {
-                            x = A::evaluate(p.function, *p.table, x, bad);
+                            x = A::evaluate(p.function, *p.table, x, range);
                         } else if (relu) {
                             x = (F)((I)x & (I)(x > 0));
                         }
-                        if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), bad);
+                        if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range);
                         result[v] = (I)(x + 0.0f) & A::load(mask + v * N);
                     }
-                    if (__builtin_expect(A::any(bad), 0)) {
+                    if (__builtin_expect(range.bad(), 0)) {
                         alignas(64) std::uint32_t exact[T];
                         saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
                         for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & A::load(mask + v * N);
                     }
                     for (int v = 0; v < V; ++v) {
                         A::store(out + v * N, result[v]);
-                        const I magnitude = result[v] & ABS;
-                        largest = magnitude > largest ? magnitude : largest;
+                        largest = A::larger(largest, result[v] & ABS);
                     }
                     a += p.a.s0, b += p.b.s0, c += p.c.s0, d += p.d.s0, out += stride;
                 }
@@ -193,15 +204,16 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                 for (std::int64_t i0 = 0; i0 < p.n0; ++i0, a += p.a.s0, b += p.b.s0) {
                     std::uint32_t* const way = ring[i0 % WAYS];
                     const bool first = i0 < WAYS;
-                    I bad = {}, result[V];
+                    typename A::Range range;
+                    I result[V];
                     for (int v = 0; v < V; ++v) {
                         F x = (F)A::load(a + v * N);
-                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), bad);
+                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
                         x = (F)((I)x ^ np);
-                        if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), bad);
+                        if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), range);
                         result[v] = (I)(x + 0.0f);
                     }
-                    if (__builtin_expect(A::any(bad), 0)) {
+                    if (__builtin_expect(range.bad(), 0)) {
                         alignas(64) std::uint32_t exact[T];
                         saturated += p.slow_row(p.context, a, b, way, nullptr, first, T, exact);
                         for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N);

@@ -98,6 +98,25 @@ template <int N> struct Simd : Lanes<N> {
         return v;
     }
 
+    static I larger(I a, I b) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return (I)_mm512_maskz_max_epi32(0xFFFF, (__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) return (I)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#endif
+        return a > b ? a : b;
+    }
+    static I smaller_unsigned(I a, I b) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return (I)_mm512_maskz_min_epu32(0xFFFF, (__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) return (I)_mm256_min_epu32((__m256i)a, (__m256i)b);
+#endif
+        return (U)a < (U)b ? a : b;
+    }
+
     static I to_int(F v) { return __builtin_convertvector(v, I); }
     static F to_float(I v) { return __builtin_convertvector(v, F); }
 
