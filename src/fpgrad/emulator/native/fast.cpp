@@ -280,13 +280,12 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
 }
 
 void FastPath::split_pass(const PassArgs& args, std::int64_t& saturated) {
-    const int parts = pool_.threads();
-    std::vector<std::int64_t> counts(parts, 0);
     const bool outer = args.n2 > 1;
     const std::int64_t n = outer ? args.n2 : args.n1;
-    pool_.run([&](int part) {
+    const int parts = pool_.chunks(n);
+    std::vector<std::int64_t> counts(parts, 0);
+    pool_.run(parts, [&](int, int part) {
         const std::int64_t from = n * part / parts, to = n * (part + 1) / parts;
-        if (from == to) return;
         PassArgs mine = args;
         (outer ? mine.n2 : mine.n1) = to - from;
         for (Rows* r : {&mine.a, &mine.b, &mine.c, &mine.d, &mine.target})

@@ -144,9 +144,11 @@ bool FastPath::matrix(std::size_t index) {
                 output_tile(i, i1, i0, words + row * m_.config.side, over + row, order);
             }
     };
-    const std::int64_t parts = pool_.threads();
-    if (parts > 1 && i.n0 > 1 && i.n1 * i.n0 * i.k >= PRODUCTS_WORTH_A_THREAD)
-        pool_.run([&](int part) { columns(i.n0 * part / parts, i.n0 * (part + 1) / parts, orders_[part]); });
+    const std::int64_t parts = pool_.chunks(i.n0);
+    if (pool_.threads() > 1 && parts > 1 && i.n1 * i.n0 * i.k >= PRODUCTS_WORTH_A_THREAD)
+        pool_.run(static_cast<int>(parts), [&](int thread, int part) {
+            columns(i.n0 * part / parts, i.n0 * (part + 1) / parts, orders_[thread]);
+        });
     else
         columns(0, i.n0, orders_[0]);
     return true;
