@@ -124,3 +124,21 @@ def test_examples_run(name):
         [sys.executable, EXAMPLES / name], check=False, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("backend", ["emulator", "reference"])
+def test_batches_of_one(backend):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [keras.layers.Input((3,)), keras.layers.Dense(4, activation="softmax")]
+    )
+    model.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+    x = np.random.default_rng(0).random((8, 3), dtype=np.float32)
+    y = np.arange(8) % 4
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+    FPGA(model, backend=backend).fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    twin.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02)

@@ -31,6 +31,9 @@ __all__ = ["Compiled", "Device", "OpenSession", "Trial"]
 OpenSession = Callable[[Mapping[str, Function]], Any]
 """Opens a session for the functions of one batch size."""
 
+SMALLEST_BATCH = 2
+"""Samples in the smallest compiled batch: a batch of one is padded, so that batches are never rows."""
+
 _KERAS_SLOTS = {
     "momentum": ("_momentums", "momentums"),
     "velocity": ("_velocities",),
@@ -123,6 +126,7 @@ class Device:
             exact: whether a larger machine than needed is refused, because padding costs cycles.
         """
         self._forget_if_changed()
+        batch_size = max(batch_size, SMALLEST_BATCH)
         found = self._find(batch_size, training, exact)
         if found is None:
             lowered = self._settled(lower(self.model, batch_size, training=training))
@@ -160,7 +164,8 @@ class Device:
 
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, without compiling them."""
-        return build_steps(self._settled(lower(self.model, batch_size, training=training)))
+        rows = max(batch_size, SMALLEST_BATCH)
+        return build_steps(self._settled(lower(self.model, rows, training=training)))
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:
@@ -219,9 +224,11 @@ class Device:
         scalars.update(_optimizer_scalars(built, optimizer, first, steps))
         read = {node.name for function in built.functions.values() for node in function.inputs}
         samples = random_samples(lowered, steps * batch_size, seed)
+        order = np.full((steps, max(batch_size, SMALLEST_BATCH)), -1)
+        order[:, :batch_size] = np.arange(steps * batch_size).reshape(steps, batch_size)
         return Trial(
             data={name: array for name, array in samples.items() if name in read},
-            order=np.arange(steps * batch_size).reshape(steps, batch_size),
+            order=order,
             scalars=scalars,
             states={link.state: _read(link) / link.scale for link in links},
             seeds=self._seeds.draw(first, steps) if built.seeded else None,
