@@ -1,0 +1,171 @@
+"""From functions to sessions: machines given and made, costs, comparisons that can fail, files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tests.codegen.models import forward, functions, metrics, optimizers
+
+from fpgrad.codegen.compile import Machine
+from fpgrad.emulator import EmulatorExecutor
+from fpgrad.emulator.timing import cycles_per_step
+from fpgrad.errors import (
+    ConfigError,
+    InvalidArgumentError,
+    MemoryCapacityError,
+    ProgramMismatchError,
+)
+from fpgrad.flow import build
+from fpgrad.flow.build import build_session, compile_model, make_executor, open_session
+from fpgrad.flow.estimate import summarise, useful_macs
+from fpgrad.flow.export import export_verilog
+from fpgrad.flow.verify import verify
+from fpgrad.formats import BF16, TileFormat
+from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
+from fpgrad.isa.program import Program
+
+SMALL = (8, 12, 3)
+
+
+def program(**options) -> Program:
+    return compile_model(functions(forward(16, SMALL), optimizer=optimizers.adam()), **options)
+
+
+def test_a_machine_that_is_too_small_says_what_is_missing():
+    config = MachineConfig(
+        memory=MemoryConfig(vector_rows=16, tiles=2, inbox_rows=512, outbox_rows=512)
+    )
+    with pytest.raises(
+        MemoryCapacityError,
+        match=r"memory.vector_rows: \d+ needed, 16 there; memory.tiles: \d+ needed, 2 there\. A smaller batch size",
+    ):
+        program(config=config)
+
+
+def test_instruction_memories_that_are_too_small_are_named():
+    made = program().config
+    short = dataclasses.replace(made, control=dataclasses.replace(made.control, vector=8))
+    with pytest.raises(ConfigError, match=r"control.vector: \d+ needed, 8 there"):
+        program(config=short)
+
+
+def test_a_larger_machine_is_used_as_it_is():
+    made = program().config
+    larger = dataclasses.replace(made, memory=dataclasses.replace(made.memory, vector_rows=4096))
+    assert program(config=larger).config == larger
+
+
+def test_formats_without_sizes_give_the_smallest_machine():
+    formats = MachineConfig(
+        MatrixConfig(TileFormat(8, 6)), VectorConfig(BF16), MemoryConfig(dram_words_per_cycle=8)
+    )
+    config = program(config=Machine(formats)).config
+    assert (config.side, config.matrix.tile.mantissa_bits, config.vector.number) == (8, 6, BF16)
+    assert config.memory.vector_rows < 2048
+
+
+def test_a_program_runs_only_on_its_machine():
+    executor = EmulatorExecutor(MachineConfig())
+    with pytest.raises(ProgramMismatchError, match="for another machine"):
+        executor.load_program(program())
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(
+        InvalidArgumentError, match=r"^backend must be one of emulator, reference, rtl, not 'gpu'$"
+    ):
+        make_executor("gpu", MachineConfig())
+
+
+def test_summary_adds_up():
+    p = program()
+    summary = summarise(p, model="small", clock_hz=1e8)
+    assert summary.cycles == cycles_per_step(p, "train")
+    assert summary.useful_macs == useful_macs(p, "train")
+    # Forward and gradient of both layers, backward of the second, and the sums of the biases.
+    assert summary.useful_macs == 16 * (2 * (8 * 12 + 12 * 3) + 12 * 3 + 12 + 3)
+    assert 0 < summary.utilisation < 1
+    assert summary.needs.mac_lanes == 256
+    assert {row.phase for row in summary.layers} >= {"forward", "backward", "gradient", "update"}
+
+
+def workload() -> dict:
+    rng = np.random.default_rng(0)
+    data = {
+        "x": rng.normal(size=(32, 8)),
+        "y": rng.integers(0, 3, 32),
+        "sample_weight": np.ones(32),
+    }
+    host = [optimizers.adam().host_scalars(0.01, i) for i in range(2)]
+    scalars = {k: [h[k] for h in host] for k in host[0]} | {"inv_count": [1 / 16] * 2}
+    states = {"dense0/kernel": rng.normal(size=(8, 12)), "dense1/kernel": rng.normal(size=(12, 3))}
+    return {
+        "data": data,
+        "order": np.arange(32).reshape(2, 16),
+        "scalars": scalars,
+        "states": states,
+    }
+
+
+def test_verify_finds_no_difference():
+    outcome = verify(program(), **workload(), backend="reference")
+    assert outcome.differing == 0
+    assert outcome.first is None
+    assert (
+        str(outcome)
+        == f"reference against emulator, 2 training steps: 0 of {outcome.words} words differ"
+    )
+
+
+def test_verify_decodes_the_first_difference(monkeypatch: pytest.MonkeyPatch):
+    p = program()
+    row = p.meta["states"]["dense0/kernel"]["base"] + 2
+
+    class Faulty(EmulatorExecutor):
+        def run(self, entry, steps, bases):
+            result = super().run(entry, steps, bases)
+            if entry == "train":
+                self.poke("vector", (row, 5), int(self.dump()["vector"][row, 5]) ^ 4)
+            return result
+
+    monkeypatch.setitem(build.BACKENDS, "rtl", Faulty)
+    outcome = verify(p, **workload(), backend="rtl")
+    assert outcome.differing >= 1
+    assert outcome.steps == 1
+    assert outcome.first is not None
+    assert "after step 0: vector row" in outcome.first
+    assert "dense0/kernel[2, 5]" in outcome.first
+
+
+def test_sessions_refuse_what_they_do_not_know():
+    session = build_session(
+        functions(forward(16, SMALL), accuracy=metrics.SparseCategoricalAccuracy())
+    )
+    with pytest.raises(InvalidArgumentError, match="state must be one of"):
+        session.read_states(["dense9/kernel"])
+    with pytest.raises(InvalidArgumentError, match=r"not \['z'\]"):
+        session.upload({"x": np.zeros((4, 8)), "z": np.zeros(4)})
+
+
+def test_memory_is_given_back_when_data_are_released():
+    p = program()
+    tight = dataclasses.replace(
+        p.config, memory=dataclasses.replace(p.config.memory, dram_rows=700)
+    )
+    session = open_session(program(config=tight))
+    for _ in range(20):
+        session.release(session.upload({"x": np.ones((100, 8)), "y": np.zeros(100)}))
+    with pytest.raises(MemoryCapacityError, match="device memory holds"):
+        session.upload({"x": np.ones((1000, 8)), "y": np.zeros(1000)})
+
+
+def test_export_writes_the_design_and_its_program(tmp_path):
+    formats = MachineConfig(
+        MatrixConfig(TileFormat(4)), memory=MemoryConfig(dram_words_per_cycle=4)
+    )
+    p = program(config=Machine(formats))
+    files = export_verilog(p, tmp_path / "out")
+    assert "module fpgrad_core" in files[0].read_text()
+    assert Program.load(files[-1]).digest == p.digest
