@@ -14,6 +14,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.rtl import build
 from fpgrad.rtl.build import build_model, model_digest
 from fpgrad.rtl.executor import RtlExecutor
+from fpgrad.rtl.link import VerilatedLink
 from fpgrad.rtl.tools import find_tools
 
 CONFIG = CONFIGS["bare"]
@@ -134,3 +135,13 @@ def test_progress_is_told(tmp_path, monkeypatch):
             CONFIG, cache=tmp_path, compiler=compiler, progress=lambda what, *_: said.append(what)
         )
     assert said[:3] == ["Verilog", "Verilator", "C++"]
+
+
+@pytest.mark.timeout(300)
+def test_machines_are_closed_in_any_order():
+    """Verilator erases scopes from the thread's context: another machine's, or a closed one's."""
+    library = build_model(CONFIG).library
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        links = [VerilatedLink(library, CONFIG) for _ in range(3)]
+        for n in order:
+            links[n].close()

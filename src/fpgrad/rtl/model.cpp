@@ -124,6 +124,8 @@ void* fpgrad_open() {
 
 void fpgrad_close(void* handle) {
     auto* m = static_cast<Machine*>(handle);
+    // Scopes are erased from the thread's context, which may be that of another machine, or of one already closed.
+    Verilated::threadContextp(&m->context);
     m->top->final();
     std::free(m->dram);
     delete m;
