@@ -349,11 +349,9 @@ def _optimizer_scalars(
     steps: Steps, optimizer: Any, first: int, count: int
 ) -> dict[str, np.ndarray]:
     assert steps.optimizer is not None
-    columns: dict[str, list[float]] = {}
-    for iteration, rate in enumerate(_learning_rates(optimizer, first, count), start=first):
-        for name, value in steps.optimizer.host_scalars(rate, iteration).items():
-            columns.setdefault(name, []).append(value)
-    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+    rates = np.array(_learning_rates(optimizer, first, count), dtype=np.float64)
+    scalars = steps.optimizer.host_scalars(rates, np.arange(first, first + count))
+    return {name: np.broadcast_to(values, (count,)) for name, values in scalars.items()}
 
 
 def _learning_rates(optimizer: Any, first: int, count: int) -> list[float]:

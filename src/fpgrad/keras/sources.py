@@ -339,9 +339,9 @@ def _consecutive(counts: np.ndarray) -> list[np.ndarray]:
 
 
 def _order(batches: Sequence[np.ndarray], size: int) -> np.ndarray:
+    counts = np.array([len(indices) for indices in batches])
     order = np.full((len(batches), size), -1, dtype=np.int64)
-    for row, indices in zip(order, batches, strict=True):
-        row[: len(indices)] = indices
+    order[np.arange(size) < counts[:, None]] = np.concatenate(batches)
     return order
 
 

@@ -13,6 +13,8 @@ from fpgrad.graph import builder as g
 from fpgrad.graph.ops import Array
 from fpgrad.transform.updates import (
     ClipByValue,
+    Iterations,
+    Rates,
     ScaleByAdam,
     ScaleByLearningRate,
     ScaleByRms,
@@ -49,13 +51,13 @@ class Optimizer:
             for slot in self.slots
         }
 
-    def host_scalars(self, learning_rate: float, iteration: int) -> dict[str, float]:
+    def host_scalars(self, learning_rate: Rates, iteration: Iterations) -> dict[str, Rates]:
         """The step's scalar inputs by input name, in float64.
 
         learning_rate: that of this step. iteration: steps done before it, as Keras's
-        `optimizer.iterations`. Pure, so that a schedule or callback may change either.
+        `optimizer.iterations`; numbers, or arrays with one number a step. Pure, so that a schedule or callback may change either.
         """
-        scalars: dict[str, float] = {}
+        scalars: dict[str, Rates] = {}
         for part in self.chain:
             scalars.update(part.host_scalars(learning_rate, iteration))
         if self.weight_decay:

@@ -15,11 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fpgrad.errors import InvalidArgumentError
 from fpgrad.graph import Node
 from fpgrad.graph import builder as g
+
+Rates: TypeAlias = float | NDArray[np.float64]
+"""Learning rates, or scalars made of them: one number, or one for each of several steps."""
+
+Iterations: TypeAlias = int | NDArray[np.integer[Any]]
+"""Numbers of steps, from 0."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class UpdateTransform(Protocol):
         """The tensors kept beside each parameter."""
         ...
 
-    def host_scalars(self, learning_rate: float, iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, learning_rate: Rates, iteration: Iterations, /) -> dict[str, Rates]:
         """The scalars of the step with 0-based number `iteration`, in float64."""
         ...
 
@@ -68,7 +77,7 @@ class ClipByValue:
         """None."""
         return ()
 
-    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, _learning_rate: Rates, _iteration: Iterations, /) -> dict[str, Rates]:
         """None."""
         return {}
 
@@ -90,7 +99,7 @@ class ScaleByLearningRate:
         """None."""
         return ()
 
-    def host_scalars(self, learning_rate: float, _iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, learning_rate: Rates, _iteration: Iterations, /) -> dict[str, Rates]:
         """step_size."""
         return {"step_size": -learning_rate * self.factor}
 
@@ -121,7 +130,7 @@ class Trace:
         """The momentum, decayed once more."""
         return (Slot("momentum", self.sign / (self.momentum or 1.0)),)
 
-    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, _learning_rate: Rates, _iteration: Iterations, /) -> dict[str, Rates]:
         """None."""
         return {}
 
@@ -161,7 +170,7 @@ class ScaleByRms:
             (velocity, Slot("average_gradient", 1.0 - self.rho)) if self.centered else (velocity,)
         )
 
-    def host_scalars(self, _learning_rate: float, _iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, _learning_rate: Rates, _iteration: Iterations, /) -> dict[str, Rates]:
         """None."""
         return {}
 
@@ -215,10 +224,10 @@ class ScaleByAdam:
             return momentum, velocity, Slot("velocity_hat", self._velocity_scale)
         return momentum, velocity
 
-    def host_scalars(self, learning_rate: float, iteration: int, /) -> dict[str, float]:
+    def host_scalars(self, learning_rate: Rates, iteration: Iterations, /) -> dict[str, Rates]:
         """step_size = -lr*sqrt(1 - beta_2^t)/(1 - beta_1^t) * (1-beta_1)*sqrt(beta_2/(1-beta_2))."""
         t = iteration + 1
-        corrected = math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
+        corrected = np.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
         scale = (1.0 - self.beta_1) / math.sqrt(self._velocity_scale)
         return {"step_size": -learning_rate * corrected * scale}
 
