@@ -25,7 +25,9 @@ from fpgrad.isa.instructions import (
 )
 from fpgrad.reference import ReferenceExecutor
 
-CONFIG = replace(MACHINES["T16"], memory=replace(MACHINES["T16"].memory, vector_rows=2048, tiles=320))
+CONFIG = replace(
+    MACHINES["T16"], memory=replace(MACHINES["T16"].memory, vector_rows=2048, tiles=320)
+)
 PRODUCTS = Matrix(8, 8, 8, 16, TileStream(1, 0, 1, 0, 8), TileStream(0, 64, 0, 1, 8))
 UPDATE = Vector(
     loops=Loops(8, 8, 16),
