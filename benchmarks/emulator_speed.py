@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -185,9 +185,18 @@ def emulator_steps(workload: Workload) -> Callable[[], object]:
     return lambda: session.train(data, trial.order, trial.scalars, trial.seeds)
 
 
-def main(repetitions: int = 7, workload: str = "", out: Path = RESULTS) -> None:
-    """Time fit on the emulator, in Keras and in PyTorch; --workload keeps titles with this text."""
-    finish(run([w for w in WORKLOADS if workload in w.title], repetitions), out)
+def main(
+    repetitions: int = 7,
+    workload: str = "",
+    threads: Annotated[list[int] | None, typer.Option()] = None,
+    out: Path = RESULTS,
+) -> None:
+    """Time fit on the emulator, in Keras and in PyTorch.
+
+    --workload keeps titles with this text; --threads may be given several times.
+    """
+    chosen = [w for w in WORKLOADS if workload in w.title]
+    finish(run(chosen, repetitions, threads or ()), out)
 
 
 if __name__ == "__main__":

@@ -123,9 +123,15 @@ def _measure(
 
 def _both(action: Callable[[], object]) -> tuple[float, float]:
     """Wall seconds of a call and the seconds of processor time that it took."""
-    used = time.process_time()
-    seconds = timed(action)
-    return seconds, time.process_time() - used
+    used = 0.0
+
+    def inner() -> None:
+        nonlocal used
+        before = time.process_time()
+        action()
+        used = time.process_time() - before
+
+    return timed(inner), used
 
 
 def main(repetitions: int = 5, cache: Path | None = None, out: Path = RESULTS) -> None:
