@@ -115,7 +115,9 @@ def _count(
     rtl, emulator = counted["rtl"] / steps, counted["emulator"] / steps
     difference = 100 * (emulator / rtl - 1)
     lanes = program.config.mac_lanes
-    utilisation = 100 * useful_macs(program, "train") / lanes / rtl
+    # A batch of one is compiled for two, of which one is padding.
+    real = case.batch_size / program.meta["functions"]["train"]["batch_size"]
+    utilisation = 100 * real * useful_macs(program, "train") / lanes / rtl
     same = sums["rtl"] == sums["emulator"] and all(
         np.array_equal(states["rtl"][name], states["emulator"][name]) for name in states["rtl"]
     )
