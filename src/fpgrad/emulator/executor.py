@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.emulator import _native
-from fpgrad.emulator.timing import run_cycles
+from fpgrad.emulator.timing import CycleModel
 from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
@@ -107,6 +107,7 @@ class EmulatorExecutor:
         self.level = levels[-1] if level is None else level
         self.threads = min(2, os.cpu_count() or 1) if threads is None else threads
         self._program: Program | None = None
+        self._model: CycleModel | None = None
         self._native = self._make()
 
     def _make(self) -> _native.Native:
@@ -123,6 +124,7 @@ class EmulatorExecutor:
         _check(program)
         self._native.load_program(*(_leaves(program, unit) for unit in Unit))
         self._program = program
+        self._model = CycleModel(program)
 
     def write(self, row: int, words: NDArray[np.uint32]) -> None:
         """See :class:`fpgrad.isa.executor.Executor`."""
@@ -161,8 +163,8 @@ class EmulatorExecutor:
 
     def _cycles(self, entry: str, steps: int) -> int:
         """Clock cycles of a run, by the cycle model."""
-        assert self._program is not None
-        return run_cycles(self._program, entry, steps)
+        assert self._model is not None
+        return self._model.run(entry, steps)
 
     def _where(self, message: str, unit: int, index: int, step: int) -> str:
         if unit < 0 or self._program is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
@@ -307,36 +306,45 @@ def timeline(
     return _Run(program, program.entries[entry], steps, pipeline).go()
 
 
-@lru_cache(maxsize=64)
-def _step_ends(key: _Key, entry: str, pipeline: Pipeline) -> tuple[int, ...]:
-    records = timeline(key.program, entry, FOLLOWED, pipeline)
-    ends = [0] * FOLLOWED
-    for record in records:
-        ends[record.step] = max(ends[record.step], record.end)
-    return tuple(int(x) for x in np.maximum.accumulate(ends))
+class CycleModel:
+    """Cycles of a program's runs. What was followed once is kept."""
+
+    def __init__(self, program: Program, pipeline: Pipeline = PIPELINE) -> None:
+        self.program = program
+        self.pipeline = pipeline
+        self._ends: dict[str, tuple[int, ...]] = {}
+
+    def _step_ends(self, entry: str) -> tuple[int, ...]:
+        """The cycle in which each of the first steps has ended."""
+        if entry not in self._ends:
+            ends = [0] * FOLLOWED
+            for record in timeline(self.program, entry, FOLLOWED, self.pipeline):
+                ends[record.step] = max(ends[record.step], record.end)
+            self._ends[entry] = tuple(int(x) for x in np.maximum.accumulate(ends))
+        return self._ends[entry]
+
+    def run(self, entry: str, steps: int) -> int:
+        """Cycles of a run of ``steps`` steps, from its start to the end of its last unit."""
+        if steps <= 0:
+            return 0
+        ends = self._step_ends(entry)
+        if not ends[-1]:
+            return 0
+        if steps <= FOLLOWED:
+            return ends[steps - 1] + self.pipeline.finish
+        return ends[-1] + (steps - FOLLOWED) * (ends[-1] - ends[-2]) + self.pipeline.finish
+
+    def per_step(self, entry: str) -> int:
+        """Cycles that a step takes in the steady state of a long run."""
+        ends = self._step_ends(entry)
+        return ends[-1] - ends[-2]
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A program as a key of the cache: by its digest."""
-
-    digest: str
-    program: Program = field(compare=False)
+def run_cycles(program: Program, entry: str, steps: int) -> int:
+    """See :meth:`CycleModel.run`."""
+    return CycleModel(program).run(entry, steps)
 
 
-def run_cycles(program: Program, entry: str, steps: int, pipeline: Pipeline = PIPELINE) -> int:
-    """Cycles of a run of ``steps`` steps, from its start to the end of its last unit."""
-    if steps <= 0:
-        return 0
-    ends = _step_ends(_Key(program.digest, program), entry, pipeline)
-    if not ends[-1]:
-        return 0
-    if steps <= FOLLOWED:
-        return ends[steps - 1] + pipeline.finish
-    return ends[-1] + (steps - FOLLOWED) * (ends[-1] - ends[-2]) + pipeline.finish
-
-
-def cycles_per_step(program: Program, entry: str, pipeline: Pipeline = PIPELINE) -> int:
-    """Cycles that a step takes in the steady state of a long run."""
-    ends = _step_ends(_Key(program.digest, program), entry, pipeline)
-    return ends[-1] - ends[-2]
+def cycles_per_step(program: Program, entry: str) -> int:
+    """See :meth:`CycleModel.per_step`."""
+    return CycleModel(program).per_step(entry)
