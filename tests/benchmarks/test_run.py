@@ -58,6 +58,7 @@ def test_emulator_speed():
     ]
 
 
+@pytest.mark.slow
 def test_cycles(cache):
     held = bars(cycles.run([cycles.Count(TINY, steps=5)], cache))
     assert held["emulator's cycles away from the RTL's, largest of all cases"]
@@ -65,6 +66,7 @@ def test_cycles(cache):
     assert held["cases that could not be run"]
 
 
+@pytest.mark.slow
 def test_rtl_speed(cache):
     record = rtl_speed.run(TINY, steps=2, repetitions=1, samples=12, cache=cache)
     assert len(bars(record)) == 3
