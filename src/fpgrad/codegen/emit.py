@@ -54,7 +54,7 @@ from fpgrad.isa.instructions import (
 from fpgrad.isa.program import Entry, Note
 
 #: Rows between a pass and one that reads what it wrote, from which on no fence is needed: at least the cycles from
-#: reading a row to its result being readable. The gateware's benches check that it is enough.
+#: reading a row to its result being readable. `tests/ladder/test_contracts.py` compares it with the gateware.
 HAZARD_ROWS = 20
 
 #: Tokens by unit name, for each vector instruction.

@@ -8,7 +8,7 @@ from fpgrad.formats.blockfloat import (
     drain,
     quantise,
 )
-from fpgrad.formats.random import random24, seed_lanes, step, uniform
+from fpgrad.formats.random import random24, seed_lanes, splitmix64, step, uniform
 from fpgrad.formats.smallfloat import BF16, FP24, FloatFormat, from_float, to_float
 from fpgrad.formats.table import TABLED, Function, Table, TableFormat, make_table
 
@@ -30,6 +30,7 @@ __all__ = [
     "quantise",
     "random24",
     "seed_lanes",
+    "splitmix64",
     "step",
     "to_float",
     "uniform",

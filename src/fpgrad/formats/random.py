@@ -21,6 +21,19 @@ State: TypeAlias = NDArray[np.uint32]
 _MASK64 = (1 << 64) - 1
 
 
+def splitmix64(seeds: NDArray[np.uint64], numbers: ArrayLike) -> NDArray[np.uint64]:
+    """Outputs of SplitMix64 ``(len(seeds), len(numbers))``: for each seed those with these numbers, from 1.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    with np.errstate(over="ignore"):
+        step = np.asarray(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = seeds[:, None] + step
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
 def seed_lanes(seed: int, lanes: int) -> State:
     """Different, non-zero starting states ``(lanes,)`` from a seed of 64 bits.
 
@@ -36,15 +49,12 @@ def seed_lanes(seed: int, lanes: int) -> State:
     if lanes < 0:
         raise FormatError(f"lanes must not be negative, but is {lanes!r}")
     states: dict[int, None] = {}
-    counter = seed
+    first = 1
     while len(states) < lanes:
-        counter = (counter + 0x9E3779B97F4A7C15) & _MASK64
-        z = ((counter ^ (counter >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
-        state = (z ^ (z >> 31)) >> 32
-        if state:
-            states[state] = None
-    return np.array(list(states), dtype=np.uint32)
+        some = splitmix64(np.array([seed], np.uint64), np.arange(first, first + lanes))
+        states.update(dict.fromkeys(int(x) for x in some[0] >> np.uint64(32) if x))
+        first += lanes
+    return np.array(list(states)[:lanes], dtype=np.uint32)
 
 
 def _checked(state: ArrayLike) -> State:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fpgrad.errors import DataError, DataShapeError, InvalidArgumentError
+from fpgrad.formats import splitmix64
 from fpgrad.host import pack
 from fpgrad.host.memory import RowAllocator
 from fpgrad.isa.executor import Executor, RunResult
@@ -370,15 +371,5 @@ class Session:
 
 
 def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
-    """Words for the generators of each lane from one seed a step, by SplitMix64.
-
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    with np.errstate(over="ignore"):
-        z = seeds[:, None] + np.arange(1, lanes + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(32)).astype(np.uint32)
+    """Words for the generators of each lane, (steps, lanes), from one seed a step."""
+    return (splitmix64(seeds, np.arange(1, lanes + 1)) >> np.uint64(32)).astype(np.uint32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fpgrad.errors import ExecutionError
-from fpgrad.formats import blockfloat, smallfloat, table
+from fpgrad.formats import blockfloat, random, smallfloat, table
 from fpgrad.formats.smallfloat import Codes, Flags
 from fpgrad.isa.instructions import (
     Alu,
@@ -50,13 +50,11 @@ def next_random(machine: Machine, rows: int) -> Codes:
     """Rows of uniform numbers in [1, 2): each lane's xorshift32 steps once a row."""
     fmt = machine.config.vector.number
     out = np.empty((rows, machine.config.side), np.int64)
-    x = machine.random
+    state = machine.random.astype(np.uint32)
     for r in range(rows):
-        x = x ^ ((x << 13) & 0xFFFFFFFF)
-        x = x ^ (x >> 17)
-        x = x ^ ((x << 5) & 0xFFFFFFFF)
-        out[r] = fmt.one | (x >> (32 - fmt.mantissa_bits))
-    machine.random = x
+        state = random.step(state)
+        out[r] = random.uniform(fmt, state)
+    machine.random = state.astype(np.int64)
     return out
 
 

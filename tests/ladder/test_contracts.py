@@ -1,0 +1,37 @@
+"""Constants that compiler and emulator hold of the hardware, against the hardware's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpgrad.codegen.emit import HAZARD_ROWS
+from fpgrad.codegen.steps import WAYS
+from fpgrad.emulator.timing import PIPELINE
+from fpgrad.gateware.matrix import default_acc_rows, drain_latency
+from fpgrad.gateware.memory import WRITE_LATENCY
+from fpgrad.gateware.quantise import quantise_latency
+from fpgrad.gateware.vector import SETTLE, write_latency
+from fpgrad.isa.config import VectorConfig
+
+
+def test_rows_without_a_fence_are_far_enough_apart():
+    assert write_latency(function=True, post=True) + WRITE_LATENCY <= HAZARD_ROWS
+
+
+def test_partial_sums_are_as_many_as_the_machine_makes():
+    assert VectorConfig().ways == WAYS
+
+
+def test_pipelines_are_as_deep_as_the_emulator_thinks():
+    plain = write_latency(function=False, post=False)
+    assert plain == PIPELINE.vector
+    assert write_latency(function=True, post=False) - plain == PIPELINE.function
+    assert write_latency(function=False, post=True) - plain == PIPELINE.multiply
+    assert (PIPELINE.visible, PIPELINE.settle) == (WRITE_LATENCY, SETTLE)
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_latencies_that_depend_on_the_tile_side(side: int):
+    assert drain_latency(side) == PIPELINE.drain(side)
+    assert default_acc_rows(side) == PIPELINE.queue(side)
+    assert quantise_latency(side) == PIPELINE.quantise(side)
