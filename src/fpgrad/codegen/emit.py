@@ -145,15 +145,16 @@ class Emitter:
                 index = DramAddress(register(load.index), 0, -(-load.groups // self.side))
             address = DramAddress(register(load.base), load.offset, load.step_stride)
             instruction = Load(
-                load.groups,
-                load.rows,
-                address,
-                load.rows,
-                int(load.index is not None),
-                index,
-                base(load.buffer),
-                Tokens(vector=1),
-                Tokens(vector=1),
+                count=load.groups,
+                rows=load.rows,
+                source=address,
+                stride=load.rows,
+                gather=int(load.index is not None),
+                index=index,
+                target=base(load.buffer),
+                group_stride=load.rows,
+                wait=Tokens(vector=1),
+                signal=Tokens(vector=1),
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
 
@@ -194,7 +195,11 @@ class Emitter:
             signals[last]["store"] = signals[last].get("store", 0) + 1
             address = DramAddress(register(store.base), store.offset, store.step_stride)
             instruction = Store(
-                store.rows, base(store.buffer), address, Tokens(vector=1), Tokens(vector=1)
+                rows=store.rows,
+                source=base(store.buffer),
+                target=address,
+                wait=Tokens(vector=1),
+                signal=Tokens(vector=1),
             )
             self.add(Unit.STORE, instruction, store.base, "store", store.base)
 
@@ -229,13 +234,13 @@ class Emitter:
         target, tile = Target(), TileTarget()
         if step.target is not None:
             w = step.target
-            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, w.s2, w.s1, w.s0)
+            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, 0, w.s2, w.s1, w.s0)
         if step.tile is not None:
             w = step.tile
-            tile = TileTarget(1, base(w.buffer) + w.offset, w.s2, w.s1)
+            tile = TileTarget(1, 0, base(w.buffer) + w.offset, 0, w.s2, w.s1)
         return Vector(
             OPS[step.op],
-            Loops(*step.loops),
+            Loops(1, *step.loops),
             p0,
             p1,
             a,
@@ -283,7 +288,7 @@ def base(buffer: Buffer) -> int:
 def stream(a: Access) -> RowStream:
     """A memory stream of the vector unit."""
     return RowStream(
-        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, a.s2, a.s1, a.s0
+        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, 0, a.s2, a.s1, a.s0
     )
 
 
@@ -297,9 +302,17 @@ def matrix(m: MatrixStep, wait: Tokens) -> Matrix:
     ak, bk = m.stride_k
 
     def tiles(a: Access, k: int) -> TileStream:
-        return TileStream(int(a.transposed), base(a.buffer) + a.offset, a.s1, a.s0, k)
+        return TileStream(int(a.transposed), base(a.buffer) + a.offset, s1=a.s1, s0=a.s0, t0=k)
 
-    return Matrix(m.n1, m.n0, m.k, m.rows, tiles(m.streamed, ak), tiles(m.stationary, bk), wait)
+    return Matrix(
+        n1=m.n1,
+        n0=m.n0,
+        k0=m.k,
+        rows=m.rows,
+        streamed=tiles(m.streamed, ak),
+        stationary=tiles(m.stationary, bk),
+        wait=wait,
+    )
 
 
 def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:

@@ -36,10 +36,10 @@ def layer_rows(program: Program, entry: str) -> list[LayerRow]:
             instruction, note = program.units[unit][i], program.notes[unit][i]
             phase = NAMED.get(note.phase, "other")
             if isinstance(instruction, Matrix):
-                cycles = instruction.n1 * instruction.n0 * instruction.k * side
+                cycles = instruction.products * side
             else:
                 assert isinstance(instruction, Vector)
-                cycles = instruction.loops.n2 * instruction.loops.n1 * instruction.loops.n0
+                cycles = instruction.loops.count
             busy[note.layer, phase][column] += cycles
     order = {name: i for i, name in enumerate(dict.fromkeys(layer for layer, _ in busy))}
     keys = sorted(busy, key=lambda k: (order[k[0]], PHASES.index(k[1])))

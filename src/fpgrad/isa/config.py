@@ -57,6 +57,9 @@ class MemoryConfig:
         vector_rows: rows of T numbers in vector memory; a multiple of T.
         tiles: tiles in tile memory.
         inbox_rows, outbox_rows: rows of the buffers between DMA and vector unit; multiples of T.
+        mask_rows: rows of T bits in mask memory; a multiple of T, 0: there is none.
+        bytes: whether LOAD can turn bytes into numbers.
+        tile_dma: whether LOAD and STORE can move tiles and masks, for which mantissas must have at most 8 bits.
         dram_rows: rows of T 32-bit words in external memory.
         dram_words_per_cycle: width of the memory port in 32-bit words, a divisor of T.
         dram_latency: cycles from a read request to its first word.
@@ -66,6 +69,9 @@ class MemoryConfig:
     tiles: int = 256
     inbox_rows: int = 256
     outbox_rows: int = 64
+    mask_rows: int = 0
+    bytes: bool = False
+    tile_dma: bool = False
     dram_rows: int = 1 << 20
     dram_words_per_cycle: int = 16
     dram_latency: int = 20
@@ -108,6 +114,17 @@ class MachineConfig:
                 raise ConfigError(
                     f"memory.{name} must be a positive multiple of the tile side {t}, not {rows}"
                 )
+        if m.mask_rows < 0 or m.mask_rows % t:
+            raise ConfigError(
+                f"memory.mask_rows must be 0 or a multiple of the tile side {t}, not {m.mask_rows}"
+            )
+        if m.tile_dma and (
+            self.matrix.tile.mantissa_bits > 8 or self.vector.number.exponent_bits > 8
+        ):
+            raise ConfigError(
+                "memory.tile_dma moves mantissas and exponents as bytes: the tile may have at most 8 mantissa bits, "
+                "the number 8 exponent bits"
+            )
         if m.tiles < 1 or m.tiles > 1 << 16:
             raise ConfigError(f"memory.tiles must be 1 to 65536, not {m.tiles}")
         if t % m.dram_words_per_cycle:

@@ -2,7 +2,8 @@
 
 A program has one list of instructions for each unit. The units run their lists independently and in order; an
 instruction starts when the tokens it waits for have arrived and, for the vector unit's fence, when all earlier
-passes have been written. Addresses walk affine loop nests: ``base + i2*s2 + i1*s1 + i0*s0`` with ``i0`` innermost.
+passes have been written. Addresses walk affine loop nests: ``base + i3*s3 + i2*s2 + i1*s1 + i0*s0`` with ``i0``
+innermost.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Space(IntEnum):
     VECTOR = 1  # vector memory: read and written by the vector unit
     INBOX = 2  # written by LOAD, read by the vector unit
     OUTBOX = 3  # written by the vector unit, read by STORE
+    MASK = 4  # one bit an element: a write keeps whether the number is above 0, a read gives 1.0 or 0.0
 
 
 class Source(IntEnum):
@@ -86,18 +88,25 @@ class Tokens:
 class Loops:
     """Trip counts, at least 1; ``n0`` is innermost."""
 
+    n3: int = bits(COUNT_BITS, default=1)
     n2: int = bits(COUNT_BITS, default=1)
     n1: int = bits(COUNT_BITS, default=1)
     n0: int = bits(COUNT_BITS, default=1)
+
+    @property
+    def count(self) -> int:
+        """Iterations of the whole nest."""
+        return self.n3 * self.n2 * self.n1 * self.n0
 
 
 @dataclass(frozen=True)
 class RowStream:
     """Rows of a memory. Transposed, row address ``q`` means column ``q % T`` of the T rows from ``q - q % T``."""
 
-    space: Space = bits(2, enum=Space)
+    space: Space = bits(3, enum=Space)
     transposed: int = bits(1)
     base: int = bits(ROW_BITS)
+    s3: int = bits(ROW_BITS, signed=True)
     s2: int = bits(ROW_BITS, signed=True)
     s1: int = bits(ROW_BITS, signed=True)
     s0: int = bits(ROW_BITS, signed=True)
@@ -105,10 +114,11 @@ class RowStream:
 
 @dataclass(frozen=True)
 class Target:
-    """Rows to write: ``space`` NONE, VECTOR or OUTBOX."""
+    """Rows to write: ``space`` NONE, VECTOR, OUTBOX or MASK."""
 
-    space: Space = bits(2, enum=Space)
+    space: Space = bits(3, enum=Space)
     base: int = bits(ROW_BITS)
+    s3: int = bits(ROW_BITS, signed=True)
     s2: int = bits(ROW_BITS, signed=True)
     s1: int = bits(ROW_BITS, signed=True)
     s0: int = bits(ROW_BITS, signed=True)
@@ -116,10 +126,16 @@ class Target:
 
 @dataclass(frozen=True)
 class TileTarget:
-    """Tiles to quantise to: one for each (i2, i1), its rows are i0; rows from n0 up to T are zero."""
+    """Tiles to quantise to: one for each (i3, i2, i1), its rows are i0; rows from n0 up to T are zero.
+
+    With ``flow``, the rows of both inner loops flow into consecutive tiles for each (i3, i2): row ``i1*n0 + i0``
+    is row ``% T`` of tile ``// T`` (which ``s1`` is multiplied with); the rest of the last tile is zero.
+    """
 
     enable: int = bits(1)
+    flow: int = bits(1)
     base: int = bits(TILE_BITS)
+    s3: int = bits(TILE_BITS, signed=True)
     s2: int = bits(TILE_BITS, signed=True)
     s1: int = bits(TILE_BITS, signed=True)
 
@@ -134,7 +150,7 @@ class Immediate:
 
 @dataclass(frozen=True)
 class Mask:
-    """On the last iteration of loop ``loop`` (1 or 2; 0 = never), results from ``limit`` on are replaced by 0."""
+    """On the last iteration of loop ``loop`` (1, 2 or 3; 0 = never), results from ``limit`` on are replaced by 0."""
 
     loop: int = bits(2)
     limit: int = bits(6)
@@ -175,27 +191,51 @@ class Vector:
 
 @dataclass(frozen=True)
 class TileStream:
-    """Tiles of tile memory: ``base + i1*s1 + i0*s0 + k*sk``; transposed tiles are read by columns."""
+    """Tiles of tile memory: ``base`` and a stride for each loop; transposed tiles are read by columns."""
 
     transposed: int = bits(1)
     base: int = bits(TILE_BITS)
+    s2: int = bits(TILE_BITS, signed=True)
     s1: int = bits(TILE_BITS, signed=True)
     s0: int = bits(TILE_BITS, signed=True)
-    sk: int = bits(TILE_BITS, signed=True)
+    t2: int = bits(TILE_BITS, signed=True)
+    t1: int = bits(TILE_BITS, signed=True)
+    t0: int = bits(TILE_BITS, signed=True)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """For each (i1, i0): the sum over k of ``streamed · stationary``, ``rows`` rows of it, to the accumulators."""
+    """For each (i2, i1, i0): the sum over all (k2, k1, k0) of ``streamed · stationary``, ``rows`` rows of it, to the
+    accumulators. Loops ``n`` count output tiles and have strides ``s``, loops ``k`` count products and have strides
+    ``t``; the last of each is innermost. ``k2*k1*k0`` is at most 65535.
+    """
 
+    n2: int = bits(COUNT_BITS, default=1)
     n1: int = bits(COUNT_BITS, default=1)
     n0: int = bits(COUNT_BITS, default=1)
-    k: int = bits(COUNT_BITS, default=1)
+    k2: int = bits(COUNT_BITS, default=1)
+    k1: int = bits(COUNT_BITS, default=1)
+    k0: int = bits(COUNT_BITS, default=1)
     rows: int = bits(6)
     streamed: TileStream = group(TileStream)
     stationary: TileStream = group(TileStream)
     wait: Tokens = group(Tokens)
     signal: Tokens = group(Tokens)
+
+    @property
+    def outputs(self) -> int:
+        """Output tiles."""
+        return self.n2 * self.n1 * self.n0
+
+    @property
+    def terms(self) -> int:
+        """Products in the sum of each output tile."""
+        return self.k2 * self.k1 * self.k0
+
+    @property
+    def products(self) -> int:
+        """Tile products of the whole instruction."""
+        return self.outputs * self.terms
 
 
 @dataclass(frozen=True)
@@ -207,32 +247,62 @@ class DramAddress:
     step_stride: int = bits(DRAM_BITS)
 
 
-@dataclass(frozen=True)
-class Load:
-    """Copy ``count`` groups of ``rows`` rows from DRAM to the inbox, where they lie one after the other.
+class Transfer(IntEnum):
+    """What LOAD and STORE move; a DRAM row is T 32-bit words.
 
-    Group ``i`` starts at ``source + number*stride``: ``number`` is ``i``, or with ``gather`` the 32-bit word
-    ``i`` from ``index`` on (T words in a row).
+    ROWS: rows of small floats, one a DRAM row, between DRAM and inbox or outbox.
+    BYTES: (LOAD) unsigned bytes: each DRAM row becomes four inbox rows of T numbers, 0 to 255, lowest byte first.
+    TILES: between DRAM and tile memory. A group is a block: the exponents of its tiles, a byte each, lowest byte
+        first, from the start of a DRAM row on; then each tile as T*T bytes (two's complement), row by row.
+    MASKS: between DRAM and mask memory: a DRAM row is 32 mask rows, lowest bit first.
     """
 
+    ROWS = 0
+    BYTES = 1
+    TILES = 2
+    MASKS = 3
+
+
+@dataclass(frozen=True)
+class Load:
+    """Copy ``count`` groups of ``rows`` rows from DRAM to a memory on chip, ``kind`` says which.
+
+    Group ``i`` starts at DRAM row ``source + number*stride``: ``number`` is ``i``, or with ``gather`` the 32-bit word
+    ``i`` from ``index`` on (T words in a row). What comes from row ``r`` of group ``i`` goes to
+    ``target + i*group_stride + r*row_stride``; of BYTES, quarter ``q`` of row ``r`` counts as row ``4*r + q``; of
+    MASKS, mask row ``b`` of row ``r`` goes ``b`` further; of TILES, ``rows`` counts tiles.
+    """
+
+    kind: Transfer = bits(2, enum=Transfer)
     count: int = bits(COUNT_BITS, default=1)
     rows: int = bits(COUNT_BITS, default=1)
     source: DramAddress = group(DramAddress)
     stride: int = bits(ROW_BITS)
     gather: int = bits(1)
     index: DramAddress = group(DramAddress)
-    inbox: int = bits(ROW_BITS)
+    target: int = bits(ROW_BITS)
+    group_stride: int = bits(ROW_BITS, signed=True)
+    row_stride: int = bits(ROW_BITS, signed=True, default=1)
     wait: Tokens = group(Tokens)
     signal: Tokens = group(Tokens)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Copy ``rows`` rows from the outbox to DRAM."""
+    """Copy ``count`` groups of ``rows`` rows (TILES: tiles; MASKS: DRAM rows) from a memory on chip to DRAM.
 
+    Group ``i`` goes to DRAM row ``target + i*stride`` on. Places on chip are those of LOAD, with ``source`` for the
+    base.
+    """
+
+    kind: Transfer = bits(2, enum=Transfer)
+    count: int = bits(COUNT_BITS, default=1)
     rows: int = bits(COUNT_BITS, default=1)
-    outbox: int = bits(ROW_BITS)
+    source: int = bits(ROW_BITS)
+    group_stride: int = bits(ROW_BITS, signed=True)
+    row_stride: int = bits(ROW_BITS, signed=True, default=1)
     target: DramAddress = group(DramAddress)
+    stride: int = bits(ROW_BITS)
     wait: Tokens = group(Tokens)
     signal: Tokens = group(Tokens)
 

@@ -6,7 +6,7 @@ import inspect
 from enum import IntEnum
 
 from fpgrad.formats import Function
-from fpgrad.isa.instructions import CLASS_OF, Alu, Source, Space, Tokens, Unit, VectorOp
+from fpgrad.isa.instructions import CLASS_OF, Alu, Source, Space, Tokens, Transfer, Unit, VectorOp
 from fpgrad.isa.layout import layout, width
 
 HEAD = """\
@@ -15,8 +15,8 @@ HEAD = """\
 This page is generated from `fpgrad.isa` (`python -m fpgrad.isa.manual`) and a test checks that it is current. What
 each instruction *means* is the code of `fpgrad.reference`, one unit a file; this page says how it is written down.
 
-A machine has four units with their own instruction lists: LOAD (external memory to inbox), MATRIX (tile products),
-VECTOR (passes over rows) and STORE (outbox to external memory). Each runs its list in order, again for every step,
+A machine has four units with their own instruction lists: LOAD (external memory to the chip), MATRIX (tile products),
+VECTOR (passes over rows) and STORE (the chip to external memory). Each runs its list in order, again for every step,
 without regard to the others except for tokens: an instruction starts when each channel from unit *s* to it holds at
 least `wait.s` tokens, which it takes; when its last result has been written it puts `signal.d` tokens into its
 channel to unit *d*. Rows that the matrix unit finished are a queue from which vector passes with an `ACC` operand
@@ -48,7 +48,7 @@ def manual() -> str:
             rows.append(f"| `{leaf.name}` | {high}:{leaf.offset} | {leaf.width} | {kind} |")
         parts[-1] += "\n" + "\n".join(rows) + "\n"
     parts.append("## Enumerations\n\n| name | values |\n|---|---|")
-    for enum in (Unit, VectorOp, Space, Source, Alu, Function):
+    for enum in (Unit, VectorOp, Space, Source, Alu, Function, Transfer):
         parts[-1] += f"\n| {enum.__name__} | {enum_table(enum)} |"
     parts[-1] += "\n"
     parts.append(f"`{Tokens.__name__}`: {inspect.cleandoc(Tokens.__doc__ or '')}\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fpgrad.errors import ExecutionError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import (
+    COUNT_BITS,
     Instruction,
     Load,
     Matrix,
@@ -17,6 +18,7 @@ from fpgrad.isa.instructions import (
     Source,
     Space,
     Store,
+    Transfer,
     Unit,
     Vector,
     VectorOp,
@@ -46,21 +48,36 @@ def _check(config: MachineConfig, instruction: Instruction) -> None:
         case Matrix():
             _matrix(config, instruction)
         case Load():
-            last = instruction.inbox + instruction.count * instruction.rows - 1
-            _positive("count", instruction.count)
-            _positive("rows", instruction.rows)
-            _range("inbox", instruction.inbox, last, config.memory.inbox_rows)
+            _transfer(config, instruction, "inbox", instruction.target)
         case Store():
-            _positive("rows", instruction.rows)
-            last = instruction.outbox + instruction.rows - 1
-            _range("outbox", instruction.outbox, last, config.memory.outbox_rows)
+            if instruction.kind is Transfer.BYTES:
+                raise ExecutionError("STORE does not write bytes")
+            _transfer(config, instruction, "outbox", instruction.source)
+
+
+def _transfer(config: MachineConfig, i: Load | Store, rows: str, base: int) -> None:
+    _positive("count", i.count)
+    _positive("rows", i.rows)
+    m = config.memory
+    if i.kind is Transfer.BYTES and not m.bytes:
+        raise ExecutionError("the machine's LOAD does not take bytes")
+    if i.kind in (Transfer.TILES, Transfer.MASKS) and not m.tile_dma:
+        raise ExecutionError("the machine does not move tiles or masks to and from external memory")
+    inner = i.rows * (4 if i.kind is Transfer.BYTES else 1)
+    low, high = _extent(base, (i.count, inner), (i.group_stride, i.row_stride))
+    if i.kind is Transfer.TILES:
+        _range("tile", low, high, m.tiles)
+    elif i.kind is Transfer.MASKS:
+        _range("mask", low, high + 31, m.mask_rows)
+    else:
+        _range(rows, low, high, getattr(m, f"{rows}_rows"))
 
 
 def _vector(config: MachineConfig, v: Vector) -> None:
     if v.op is not VectorOp.PASS:
         _rows(config, v.p0.space, v.p0.base, v.p0.base)
         return
-    counts = (v.loops.n2, v.loops.n1, v.loops.n0)
+    counts = (v.loops.n3, v.loops.n2, v.loops.n1, v.loops.n0)
     for count in counts:
         _positive("a trip count", count)
     ways, n0 = config.vector.ways, v.loops.n0
@@ -77,31 +94,36 @@ def _vector(config: MachineConfig, v: Vector) -> None:
         if source in used:
             _rows(config, stream.space, *_extent(stream.base, counts, _strides(stream)))
     if v.target.space is not Space.NONE:
-        written = (*counts[:2], ways if v.reduce else n0)
-        strides = (v.target.s2, v.target.s1, v.target.s0)
+        written = (*counts[:3], ways if v.reduce else n0)
+        strides = (v.target.s3, v.target.s2, v.target.s1, v.target.s0)
         _rows(config, v.target.space, *_extent(v.target.base, written, strides))
     if v.tile.enable:
-        if n0 > config.side or v.reduce:
+        if (n0 > config.side and not v.tile.flow) or v.reduce:
             raise ExecutionError(
                 f"a quantising pass needs n0 of at most {config.side} and must not reduce; n0 is {n0}"
             )
-        low, high = _extent(v.tile.base, counts[:2], (v.tile.s2, v.tile.s1))
+        inner = -(-v.loops.n1 * n0 // config.side) if v.tile.flow else v.loops.n1
+        low, high = _extent(v.tile.base, (*counts[:2], inner), (v.tile.s3, v.tile.s2, v.tile.s1))
         _range("tile", low, high, config.memory.tiles)
 
 
 def _matrix(config: MachineConfig, m: Matrix) -> None:
     if not 1 <= m.rows <= config.side:
         raise ExecutionError(f"a matrix instruction streams 1 to {config.side} rows, not {m.rows}")
-    counts = (m.n1, m.n0, m.k)
+    counts = (m.n2, m.n1, m.n0, m.k2, m.k1, m.k0)
     for count in counts:
         _positive("a trip count", count)
-    for stream in (m.streamed, m.stationary):
-        low, high = _extent(stream.base, counts, (stream.s1, stream.s0, stream.sk))
+    if m.terms >= 1 << COUNT_BITS:
+        raise ExecutionError(
+            f"a matrix instruction sums at most {(1 << COUNT_BITS) - 1} products, not {m.terms}"
+        )
+    for s in (m.streamed, m.stationary):
+        low, high = _extent(s.base, counts, (s.s2, s.s1, s.s0, s.t2, s.t1, s.t0))
         _range("tile", low, high, config.memory.tiles)
 
 
-def _strides(stream: RowStream) -> tuple[int, int, int]:
-    return stream.s2, stream.s1, stream.s0
+def _strides(stream: RowStream) -> tuple[int, int, int, int]:
+    return stream.s3, stream.s2, stream.s1, stream.s0
 
 
 def _extent(base: int, counts: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The load and store units: rows between external memory and the buffers. Specification of their instructions."""
+"""The load and store units: what moves between external memory and the chip. Specification of their instructions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fpgrad.isa.instructions import DramAddress, Load, Store
+from fpgrad.formats import smallfloat
+from fpgrad.formats.smallfloat import Codes
+from fpgrad.isa.instructions import DramAddress, Load, Store, Transfer
 from fpgrad.reference.machine import Machine, check_range
 
 
@@ -15,30 +17,77 @@ def dram_row(address: DramAddress, bases: Sequence[int], step: int) -> int:
     return bases[address.register] + address.offset + step * address.step_stride
 
 
-def load(machine: Machine, instruction: Load, bases: Sequence[int], step: int) -> None:
-    """Words lose their low bits to become codes: a code is the upper end of its word."""
-    t, shift = machine.config.side, 32 - machine.config.vector.number.width
-    count, rows = instruction.count, instruction.rows
-    check_range(
-        "inbox",
-        np.array([instruction.inbox, instruction.inbox + count * rows - 1]),
-        len(machine.inbox),
-    )
-    numbers = np.arange(count)
-    if instruction.gather:
-        first = dram_row(instruction.index, bases, step)
-        numbers = machine.dram_rows(first, -(-count // t)).reshape(-1)[:count].astype(np.int64)
-    source = dram_row(instruction.source, bases, step)
-    for i, number in enumerate(numbers):
-        words = machine.dram_rows(source + int(number) * instruction.stride, rows)
-        at = instruction.inbox + i * rows
-        machine.inbox[at : at + rows] = words.astype(np.int64) >> shift
+def load(machine: Machine, i: Load, bases: Sequence[int], step: int) -> None:
+    """Groups one after the other, numbered or gathered."""
+    t = machine.config.side
+    numbers = np.arange(i.count)
+    if i.gather:
+        first = dram_row(i.index, bases, step)
+        numbers = machine.dram_rows(first, -(-i.count // t)).reshape(-1)[: i.count].astype(np.int64)
+    source = dram_row(i.source, bases, step)
+    for n, number in enumerate(numbers):
+        words = machine.dram_rows(source + int(number) * i.stride, dram_rows(i, t))
+        put(machine, i, i.target + n * i.group_stride, words)
 
 
-def store(machine: Machine, instruction: Store, bases: Sequence[int], step: int) -> None:
-    """Codes become words with zeros below."""
-    shift = 32 - machine.config.vector.number.width
-    first, rows = instruction.outbox, instruction.rows
-    check_range("outbox", np.array([first, first + rows - 1]), len(machine.outbox))
-    words = machine.outbox[first : first + rows] << shift
-    machine.dram_rows(dram_row(instruction.target, bases, step), rows)[:] = words.astype(np.uint32)
+def store(machine: Machine, i: Store, bases: Sequence[int], step: int) -> None:
+    """Groups one after the other."""
+    rows = dram_rows(i, machine.config.side)
+    target = dram_row(i.target, bases, step)
+    for n in range(i.count):
+        words = take(machine, i, i.source + n * i.group_stride)
+        machine.dram_rows(target + n * i.stride, rows)[:] = words
+
+
+def dram_rows(i: Load | Store, t: int) -> int:
+    """DRAM rows of one group: a block of tiles begins with their exponents, 4*T in a row."""
+    if i.kind is Transfer.TILES:
+        return -(-i.rows // (4 * t)) + i.rows * t // 4
+    return i.rows
+
+
+def places(machine: Machine, i: Load | Store, base: int) -> tuple[np.ndarray, Codes]:
+    """The memory on chip of a transfer, and where the rows or tiles of a group go in it."""
+    count = {Transfer.BYTES: 4 * i.rows, Transfer.MASKS: 32 * i.rows}.get(i.kind, i.rows)
+    r = np.arange(count)
+    if i.kind is Transfer.MASKS:
+        address, memory = base + r // 32 * i.row_stride + r % 32, machine.mask
+    else:
+        address = base + r * i.row_stride
+        rows = machine.inbox if isinstance(i, Load) else machine.outbox
+        memory = machine.mantissas if i.kind is Transfer.TILES else rows
+    check_range(i.kind.name.lower(), address, len(memory))
+    return memory, address
+
+
+def put(machine: Machine, i: Load, base: int, words: np.ndarray) -> None:
+    """One group's words to its place. Of ROWS, words lose their low bits to become codes."""
+    fmt, t = machine.config.vector.number, machine.config.side
+    memory, address = places(machine, i, base)
+    if i.kind is Transfer.ROWS:
+        memory[address] = words.astype(np.int64) >> (32 - fmt.width)
+        return
+    octets = np.ascontiguousarray(words.astype("<u4")).view(np.uint8)
+    if i.kind is Transfer.BYTES:
+        memory[address] = smallfloat.from_float(fmt, octets.reshape(-1, t).astype(np.float64))[0]
+    elif i.kind is Transfer.MASKS:
+        memory[address] = np.unpackbits(octets, bitorder="little").reshape(-1, t)
+    else:
+        head = -(-i.rows // (4 * t))
+        machine.exponents[address] = octets[:head].reshape(-1)[: i.rows]
+        memory[address] = octets[head:].reshape(-1).view(np.int8).reshape(-1, t, t)
+
+
+def take(machine: Machine, i: Store, base: int) -> np.ndarray:
+    """One group's words from its place. Of ROWS, codes become words with zeros below."""
+    fmt, t = machine.config.vector.number, machine.config.side
+    memory, address = places(machine, i, base)
+    if i.kind is Transfer.ROWS:
+        return (memory[address] << (32 - fmt.width)).astype(np.uint32)
+    if i.kind is Transfer.MASKS:
+        octets = np.packbits(memory[address].astype(np.uint8), bitorder="little")
+    else:
+        head = np.zeros(-(-i.rows // (4 * t)) * 4 * t, np.uint8)
+        head[: i.rows] = machine.exponents[address]
+        octets = np.concatenate([head, memory[address].astype(np.int8).view(np.uint8).reshape(-1)])
+    return octets.view("<u4").reshape(-1, t)

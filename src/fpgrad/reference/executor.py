@@ -17,7 +17,9 @@ from fpgrad.reference import dma, matrix, vector
 from fpgrad.reference.machine import Machine
 
 #: What :meth:`ReferenceExecutor.dump` and :meth:`ReferenceExecutor.poke` know by name.
-MEMORIES = ("vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram")
+MEMORIES = (
+    "vector", "inbox", "outbox", "mask", "mantissas", "exponents", "scalars", "random", "dram",
+)  # fmt: skip
 
 
 def counts(tokens: Tokens) -> tuple[int, int, int, int]:

@@ -24,6 +24,7 @@ class Machine:
     vector: Codes = field(init=False)
     inbox: Codes = field(init=False)
     outbox: Codes = field(init=False)
+    mask: Codes = field(init=False)
     mantissas: Codes = field(init=False)
     exponents: Codes = field(init=False)
     scalars: Codes = field(init=False)
@@ -38,6 +39,7 @@ class Machine:
         self.vector = np.zeros((m.vector_rows, t), np.int64)
         self.inbox = np.zeros((m.inbox_rows, t), np.int64)
         self.outbox = np.zeros((m.outbox_rows, t), np.int64)
+        self.mask = np.zeros((m.mask_rows, t), np.int64)
         self.mantissas = np.zeros((m.tiles, t, t), np.int64)
         self.exponents = np.zeros(m.tiles, np.int64)
         self.scalars = np.zeros(t, np.int64)
@@ -58,6 +60,8 @@ class Machine:
             return self.inbox
         if space is Space.OUTBOX:
             return self.outbox
+        if space is Space.MASK:
+            return self.mask
         raise ExecutionError("an operand reads a memory stream whose space is NONE")
 
     def dram_rows(self, row: int, rows: int) -> np.ndarray:

@@ -22,18 +22,24 @@ from fpgrad.isa.instructions import (
 from fpgrad.reference.machine import Machine, check_range
 
 
-def indices(loops: Loops) -> tuple[Codes, Codes, Codes]:
-    """i2, i1 and i0 of every iteration in order, each of shape (n2*n1*n0,)."""
-    i2, i1, i0 = np.indices((loops.n2, loops.n1, loops.n0)).reshape(3, -1)
-    return i2, i1, i0
+def indices(loops: Loops) -> Codes:
+    """i3, i2, i1 and i0 of every iteration in order, shape (4, n3*n2*n1*n0)."""
+    return np.indices((loops.n3, loops.n2, loops.n1, loops.n0)).reshape(4, -1)
+
+
+def walk(loops: Loops, access: RowStream | Target) -> Codes:
+    """The row address of every iteration."""
+    i3, i2, i1, i0 = indices(loops)
+    return access.base + i3 * access.s3 + i2 * access.s2 + i1 * access.s1 + i0 * access.s0
 
 
 def read_stream(machine: Machine, loops: Loops, stream: RowStream) -> Codes:
     """Rows of a memory stream, shape (iterations, T)."""
-    i2, i1, i0 = indices(loops)
-    address = stream.base + i2 * stream.s2 + i1 * stream.s1 + i0 * stream.s0
+    address = walk(loops, stream)
     memory = machine.rows(stream.space)
     check_range(stream.space.name.lower(), address, len(memory))
+    if stream.space is Space.MASK:
+        memory = memory * machine.config.vector.number.one
     if not stream.transposed:
         return memory[address]
     t = machine.config.side
@@ -58,12 +64,17 @@ def next_random(machine: Machine, rows: int) -> Codes:
     return out
 
 
-def masked(mask: Mask, loops: Loops, index: Codes, i2: Codes, i1: Codes) -> Flags:
-    """Where ``index`` (rows i0, or lanes) is masked out on the last iteration of the mask's loop."""
-    if mask.loop == 0:
-        return np.zeros(np.broadcast_shapes(index.shape, i2.shape), np.bool_)
-    last = (i1 == loops.n1 - 1) if mask.loop == 1 else (i2 == loops.n2 - 1)
-    return last & (index >= mask.limit)
+def masked(mask: Mask, loops: Loops, index: Codes) -> Flags:
+    """Where ``index`` (rows or lanes, broadcast against iterations) is masked out: from ``limit`` on, on the last
+    iteration of the mask's loop."""
+    i3, i2, i1, _ = indices(loops)
+    last = {
+        0: np.zeros(len(i1), np.bool_),
+        1: i1 == loops.n1 - 1,
+        2: i2 == loops.n2 - 1,
+        3: i3 == loops.n3 - 1,
+    }[mask.loop]
+    return last[:, None] & (index >= mask.limit)
 
 
 def combine(machine: Machine, alu: Alu, p: Codes, c: Codes) -> tuple[Codes, Flags]:
@@ -89,7 +100,7 @@ def acc_rows(instruction: Vector) -> int:
     if instruction.op is not VectorOp.PASS:
         return 0
     uses = Source.ACC in (instruction.a, instruction.b, instruction.c, instruction.d)
-    return instruction.loops.n2 * instruction.loops.n1 * instruction.loops.n0 if uses else 0
+    return instruction.loops.count if uses else 0
 
 
 def execute(machine: Machine, instruction: Vector) -> None:
@@ -111,10 +122,10 @@ def run_pass(machine: Machine, v: Vector) -> None:
     config, fmt = machine.config, machine.config.vector.number
     ways, t = config.vector.ways, config.side
     loops = v.loops
-    rows = loops.n2 * loops.n1 * loops.n0
+    rows = loops.count
     if v.reduce and loops.n0 < ways:
         raise ExecutionError(f"a reducing pass needs n0 of at least {ways}, not {loops.n0}")
-    i2, i1, i0 = indices(loops)
+    i0 = indices(loops)[3]
     never = np.zeros((rows, t), np.bool_)
 
     streams: dict[Source, Codes] = {}
@@ -162,8 +173,8 @@ def run_pass(machine: Machine, v: Vector) -> None:
         result, over = smallfloat.multiply(fmt, result, streams[v.d])
         flags = flags | over
 
-    dropped = masked(v.row_mask, loops, i0, i2, i1)[:, None] | masked(
-        v.lane_mask, loops, np.arange(t)[None, :], i2[:, None], i1[:, None]
+    dropped = masked(v.row_mask, loops, i0[:, None]) | masked(
+        v.lane_mask, loops, np.arange(t)[None, :]
     )
     result = np.where(dropped, 0, result)
     machine.saturated_vector += int((flags & ~dropped).sum())
@@ -176,28 +187,41 @@ def run_pass(machine: Machine, v: Vector) -> None:
 
 def write_rows(machine: Machine, loops: Loops, target: Target, rows: Codes, ways: int) -> None:
     """Write every row, or for a reducing pass (``ways`` > 0) the last ``ways`` of each i0 loop."""
-    i2, i1, i0 = indices(loops)
+    address = walk(loops, target)
     if ways:
+        i0 = indices(loops)[3]
         kept = i0 >= loops.n0 - ways
-        i2, i1, i0, rows = i2[kept], i1[kept], i0[kept] % ways, rows[kept]
-    address = target.base + i2 * target.s2 + i1 * target.s1 + i0 * target.s0
+        # Iteration i0 is written as i0 % ways.
+        address = (address - (i0 - i0 % ways) * target.s0)[kept]
+        rows = rows[kept]
     memory = machine.rows(target.space)
     check_range(target.space.name.lower(), address, len(memory))
+    if target.space is Space.MASK:
+        fmt = machine.config.vector.number
+        rows = smallfloat.order_key(fmt, rows) > smallfloat.order_key(fmt, np.int64(0))
     memory[address] = rows
 
 
 def write_tiles(machine: Machine, v: Vector, rows: Codes) -> None:
-    """Quantise each i0 loop's rows to one tile."""
+    """Quantise each i0 loop's rows to one tile, or with ``flow`` the rows of i1 and i0 to as many as it takes."""
     config, loops = machine.config, v.loops
     t = config.side
-    if loops.n0 > t or v.reduce:
+    if (loops.n0 > t and not v.tile.flow) or v.reduce:
         raise ExecutionError(
             f"a quantising pass needs n0 of at most {t} and must not reduce; n0 is {loops.n0}"
         )
-    tiles = np.zeros((loops.n2 * loops.n1, t, t), np.int64)
-    tiles[:, : loops.n0] = rows.reshape(-1, loops.n0, t)
-    i2, i1 = np.indices((loops.n2, loops.n1)).reshape(2, -1)
-    address = v.tile.base + i2 * v.tile.s2 + i1 * v.tile.s1
+    outer, inner, length = loops.n3 * loops.n2, loops.n1, loops.n0
+    if v.tile.flow:
+        length = loops.n1 * loops.n0
+        inner = -(-length // t)
+        padded = np.zeros((outer, inner * t, t), np.int64)
+        padded[:, :length] = rows.reshape(outer, length, t)
+        tiles = padded.reshape(-1, t, t)
+    else:
+        tiles = np.zeros((outer * inner, t, t), np.int64)
+        tiles[:, :length] = rows.reshape(-1, length, t)
+    i3, i2, i1 = np.indices((loops.n3, loops.n2, inner)).reshape(3, -1)
+    address = v.tile.base + i3 * v.tile.s3 + i2 * v.tile.s2 + i1 * v.tile.s1
     check_range("tile", address, config.memory.tiles)
     mantissas, exponents = blockfloat.quantise(config.matrix.tile, config.vector.number, tiles)
     machine.mantissas[address], machine.exponents[address] = mantissas, exponents
