@@ -16,6 +16,7 @@ class Need:
     tiles: int = 0
     inbox_rows: int = 0
     outbox_rows: int = 0
+    mask_rows: int = 0
 
     def join(self, other: Need) -> Need:
         """What suffices for both."""
@@ -24,6 +25,7 @@ class Need:
             max(self.tiles, other.tiles),
             max(self.inbox_rows, other.inbox_rows),
             max(self.outbox_rows, other.outbox_rows),
+            max(self.mask_rows, other.mask_rows),
         )
 
 
@@ -92,6 +94,6 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
         spans.setdefault(buffer, (0, 0))
     vector = place(of("vector"), vector_floor)
     tiles = place(of("tile"), tile_floor)
-    inbox = lay_out([load.buffer for load in steps.loads])
+    inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
     outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
-    return Need(vector, tiles, inbox, outbox)
+    return Need(vector, tiles, inbox, outbox, place(of("mask"), 0))

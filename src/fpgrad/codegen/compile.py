@@ -235,6 +235,7 @@ def fitted(
         tiles=max(need.tiles, 1),
         inbox_rows=align_up(max(need.inbox_rows, t), t),
         outbox_rows=align_up(max(need.outbox_rows, t), t),
+        mask_rows=align_up(need.mask_rows, t),
     )
     depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
     return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))

@@ -25,6 +25,7 @@ from fpgrad.codegen.steps import (
     Region,
     Scalar,
     StepList,
+    TileWalk,
     Value,
     VectorStep,
     region,
@@ -47,6 +48,7 @@ from fpgrad.isa.instructions import (
     TileStream,
     TileTarget,
     Tokens,
+    Transfer,
     Unit,
     Vector,
     VectorOp,
@@ -60,7 +62,11 @@ HAZARD_ROWS = 20
 #: Tokens by unit name, for each vector instruction.
 Counts: TypeAlias = list[dict[str, int]]
 
-SPACE = {"vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX}
+SPACE = {
+    "vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX, "mask": Space.MASK,
+}  # fmt: skip
+#: Memories that the vector unit both writes and reads.
+READ_BACK = ("vector", "mask")
 OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED}
 
 
@@ -142,17 +148,20 @@ class Emitter:
             signals[done]["load"] = signals[done].get("load", 0) + 1
             index = DramAddress()
             if load.index is not None:
-                index = DramAddress(register(load.index), 0, -(-load.groups // self.side))
+                stride = load.index_stride or -(-load.groups // self.side)
+                index = DramAddress(register(load.index), load.first // self.side, stride)
             address = DramAddress(register(load.base), load.offset, load.step_stride)
             instruction = Load(
+                kind=Transfer.BYTES if load.octets else Transfer.ROWS,
                 count=load.groups,
                 rows=load.rows,
                 source=address,
                 stride=load.rows,
                 gather=int(load.index is not None),
                 index=index,
-                target=base(load.buffer),
-                group_stride=load.rows,
+                target=base(load.buffer) + load.place,
+                group_stride=load.group_stride or load.rows,
+                row_stride=load.row_stride,
                 wait=Tokens(vector=1),
                 signal=Tokens(vector=1),
             )
@@ -234,13 +243,13 @@ class Emitter:
         target, tile = Target(), TileTarget()
         if step.target is not None:
             w = step.target
-            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, 0, w.s2, w.s1, w.s0)
+            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, *w.strides)
         if step.tile is not None:
             w = step.tile
-            tile = TileTarget(1, 0, base(w.buffer) + w.offset, 0, w.s2, w.s1)
+            tile = TileTarget(1, int(step.flow), base(w.buffer) + w.offset, w.s3, w.s2, w.s1)
         return Vector(
             OPS[step.op],
-            Loops(1, *step.loops),
+            Loops(*step.loops),
             p0,
             p1,
             a,
@@ -288,7 +297,7 @@ def base(buffer: Buffer) -> int:
 def stream(a: Access) -> RowStream:
     """A memory stream of the vector unit."""
     return RowStream(
-        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, 0, a.s2, a.s1, a.s0
+        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, *a.strides
     )
 
 
@@ -299,20 +308,14 @@ def mask(limit: Limit) -> Mask:
 
 def matrix(m: MatrixStep, wait: Tokens) -> Matrix:
     """One matrix instruction."""
-    ak, bk = m.stride_k
+    return Matrix(*m.outputs, *m.terms, m.rows, tiles(m.streamed), tiles(m.stationary), wait)
 
-    def tiles(a: Access, k: int) -> TileStream:
-        return TileStream(int(a.transposed), base(a.buffer) + a.offset, s1=a.s1, s0=a.s0, t0=k)
 
-    return Matrix(
-        n1=m.n1,
-        n0=m.n0,
-        k0=m.k,
-        rows=m.rows,
-        streamed=tiles(m.streamed, ak),
-        stationary=tiles(m.stationary, bk),
-        wait=wait,
-    )
+def tiles(w: TileWalk) -> TileStream:
+    """A stream of tiles."""
+    a = w.base
+    place = base(a.buffer) + a.offset
+    return TileStream(int(a.transposed), place, a.s2, a.s1, a.s0, *w.terms)
 
 
 def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
@@ -333,7 +336,7 @@ def hazards(steps: list[VectorStep], side: int) -> list[bool]:
     for i, step in enumerate(steps):
         fences[i] = step.op != "pass"
         for value in step.operands:
-            if not isinstance(value, Access) or value.buffer.place != "vector":
+            if not isinstance(value, Access) or value.buffer.place not in READ_BACK:
                 continue
             read = region(value, step.loops, side)
             for wrote, w in written:
@@ -344,7 +347,7 @@ def hazards(steps: list[VectorStep], side: int) -> list[bool]:
             written.clear()  # a fence has waited for all of them
         # What is too far back for any reader to meet can be forgotten.
         written = [(r, w) for r, w in written if started[i] - started[w + 1] < HAZARD_ROWS]
-        written.extend((r, i) for r in step.rows_written(side) if r.buffer.place == "vector")
+        written.extend((r, i) for r in step.rows_written(side) if r.buffer.place in READ_BACK)
     return fences
 
 
@@ -358,6 +361,6 @@ def distance(writer: VectorStep, reader: VectorStep, access: Access) -> int:
         and not transposed(reader)
         and not writer.reduce
         and writer.loops == reader.loops
-        and (w.s2, w.s1, w.s0, w.offset) == (access.s2, access.s1, access.s0, access.offset)
+        and (*w.strides, w.offset) == (*access.strides, access.offset)
     )
     return 0 if alike else writer.rows

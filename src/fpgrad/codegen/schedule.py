@@ -104,7 +104,7 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
 def products(step: VectorStep, t: int) -> int:
     """Cycles of the matrix unit for a step."""
     m = step.matrix
-    return 0 if m is None else m.n1 * m.n0 * m.k * t
+    return 0 if m is None else m.products * t
 
 
 def duration(step: VectorStep, t: int) -> int:
@@ -143,7 +143,9 @@ def timing(item: Item, vector_free: int, matrix_free: int, t: int) -> tuple[int,
     """Start and end on the vector unit, and end on the matrix unit, if the item went next."""
     rows_ready = tiles_ready = 0
     matrix = item.step.matrix
-    tiles = {matrix.streamed.buffer, matrix.stationary.buffer} if matrix is not None else set()
+    tiles = set()
+    if matrix is not None:
+        tiles = {matrix.streamed.base.buffer, matrix.stationary.base.buffer}
     for p, latency in item.before.items():
         if latency == TILE_LATENCY and p.step.tile is not None and p.step.tile.buffer in tiles:
             tiles_ready = max(tiles_ready, p.end + latency)
@@ -154,7 +156,7 @@ def timing(item: Item, vector_free: int, matrix_free: int, t: int) -> tuple[int,
         return start, start + item.step.rows, 0
     begin = max(matrix_free, tiles_ready)
     done = begin + products(item.step, t)
-    first = begin + matrix.k * t + FILL
+    first = begin + matrix.length * t + FILL
     start = max(start, first)
     return start, max(start + item.step.rows, done + FILL + t), done
 
