@@ -79,8 +79,8 @@ def test_hand_made_nodes_are_checked_again():
     assert problems(identity(Node("relu", (X,), {}, (4, 2), "r"), X), "machine") == [
         "relu (4, 2) of 'r' must have the shape (4, 3)"
     ]
-    assert problems(identity(Node("conv", (X,), {}, (4, 3), "c"), X), "forward") == [
-        "conv (4, 3) of 'c': there is no such op"
+    assert problems(identity(Node("fold", (X,), {}, (4, 3), "c"), X), "forward") == [
+        "fold (4, 3) of 'c': there is no such op"
     ]
     assert problems(identity(Node("add", (X,), {}, (4, 3), "a"), X), "forward") == [
         "add (4, 3) of 'a' takes 2 operands, not 1"

@@ -78,6 +78,10 @@ def _batch_norm(
     x, gamma, beta, moving_mean, moving_variance = operands
     epsilon, momentum = node.attrs["epsilon"], node.attrs["momentum"]
     weights = g.mul(inputs.valid, inputs.inv_count)
+    positions = x.shape[0] // inputs.valid.shape[0]
+    if positions > 1:
+        # Of a map, all positions of the valid samples count.
+        weights = g.mul(weights, 1.0 / positions)
     # The same expressions as in the decomposition of standardise, which merges with them.
     mean, _, variance, _ = moments(x, weights, 0, epsilon)
     for state, value in ((moving_mean, mean), (moving_variance, variance)):
