@@ -57,8 +57,9 @@ def compile_functions(
     """
     machine = machine or Machine()
     config = machine.formats
-    keep = Persistent(config.side)
+    keep = Persistent(config.side, config.matrix.accumulator.safe_terms(config.matrix.tile))
     for function in functions.values():
+        keep.find_blocks(function)
         for node in function.nodes():
             if node.op == "quantise" and node.inputs[0].op == "state":
                 keep.add_state_tile(node.inputs[0])
@@ -303,6 +304,7 @@ def describe(
                 "rows": s.buffer.size,
                 "kind": s.kind,
                 "shape": [s.grid.rows, s.grid.columns],
+                "blocks": s.grid.blocks,
                 "role": keep.roles[name],
             }
             for name, s in keep.states.items()
@@ -323,7 +325,11 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
     columns = [n.name for n in selector.columns]
     return {
         "batch_size": (batch or selector.columns)[0].shape[0],
-        "inputs": [{"name": n.name, "columns": n.shape[1]} for n in batch],
+        "inputs": [
+            {"name": n.name, "columns": n.shape[1]}
+            | ({"image": asdict(selector.images[n])} if n in selector.images else {})
+            for n in batch
+        ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
         "scalars": list(scalar_index(function)),
         "seed": any(load.base == "seed" for load in selector.out.loads),

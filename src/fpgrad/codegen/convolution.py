@@ -11,8 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.geometry import Region, across, maps, regions, restricted, tap_segments
+from fpgrad.codegen.geometry import (
+    Region,
+    across,
+    banded,
+    maps,
+    regions,
+    restricted,
+    tap_segments,
+)
 from fpgrad.codegen.names import layer_of, phase_of
+from fpgrad.codegen.products import product
 from fpgrad.codegen.steps import Access, MatrixStep, TileWalk, VectorStep
 from fpgrad.codegen.storage import Quantised, Stored, ceil_div
 from fpgrad.errors import GraphError
@@ -188,11 +197,16 @@ def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
     return stored, VectorStep(selector.loops(grid), Source.ACC, target=target)
 
 
-def long_conv(selector: Selector, node: Node) -> None:
-    """A conv whose sums have more products than the accumulators take: by channels, and by rows of taps."""
+def long_product(selector: Selector, node: Node) -> None:
+    """A matmul or conv whose sums have more products than the accumulators take."""
     _, whole = rows_of(selector, node)
+    if node.op == "conv":
+        passes = conv_passes(selector, node, whole)
+    else:
+        whole.matrix = product(selector, node)
+        passes = banded(whole)
     turns: list[list[VectorStep]] = []
-    for step in conv_passes(selector, node, whole):
+    for step in passes:
         pieces = [step] if step.matrix is None else list(shorter(step, selector.keep.terms))
         for turn, piece in enumerate(pieces):
             if turn == len(turns):
@@ -208,7 +222,7 @@ def shorter(step: VectorStep, most: int) -> Iterator[VectorStep]:
     if m.length <= most:
         yield step
         return
-    loop = next(i for i in range(3) if m.terms[i] > 1 and _inner(m, i) <= most or i == 2)
+    loop = next(i for i in range(3) if (m.terms[i] > 1 and _inner(m, i) <= most) or i == 2)
     inner = _inner(m, loop)
     if inner > most:
         raise GraphError(f"{m.text}: a sum of {m.length} products cannot be divided")
@@ -308,7 +322,10 @@ def conv_weight(selector: Selector, node: Node) -> None:
                         layer_of(node),
                         phase_of(node),
                         node.name or "conv_weight",
-                        h.count * w.count * output.samples * t
+                        h.count
+                        * w.count
+                        * output.samples
+                        * t
                         * band.macs(x.shape[1], dy.shape[1], groups, t),
                     )
                     pieces += shorter(replace(step, matrix=matrix), selector.keep.terms)
@@ -323,12 +340,3 @@ def conv_weight(selector: Selector, node: Node) -> None:
 
 def _terms(h: int, w: int, across_tiles: int) -> tuple[int, int, int]:
     return h * across_tiles, w * across_tiles, across_tiles
-
-
-def long_matmul(selector: Selector, node: Node, whole_product: MatrixStep) -> None:
-    """A matmul whose sums have more products than the accumulators take."""
-    _, whole = rows_of(selector, node)
-    whole.matrix = whole_product
-    accumulate(selector, node, [[piece] for piece in shorter(whole, selector.keep.terms)])
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from fpgrad.codegen.steps import Access, Limit, VectorStep
 from fpgrad.graph import Window
@@ -79,7 +80,9 @@ def _grouped(reads: dict[int, Reads], key: Callable[[Reads], tuple[int, ...]]) -
     for o, pairs in reads.items():
         groups.setdefault(key(pairs), []).append(o)
     found = [
-        segment for outputs in groups.values() for segment in _affine([(o, reads[o]) for o in outputs])
+        segment
+        for outputs in groups.values()
+        for segment in _affine([(o, reads[o]) for o in outputs])
     ]
     return sorted(found, key=lambda s: s.first)
 
@@ -89,7 +92,7 @@ def _affine(outputs: list[tuple[int, Reads]]) -> list[Segment]:
     found: list[Segment] = []
     while outputs:
         (first, pairs), length, step, move = outputs[0], 1, 1, 0
-        for (before, old), (o, new) in zip(outputs, outputs[1:], strict=False):
+        for (before, old), (o, new) in pairwise(outputs):
             by = new[0][1] - old[0][1] if new else 0
             if length == 1:
                 step, move = o - before, by
@@ -104,11 +107,12 @@ def _affine(outputs: list[tuple[int, Reads]]) -> list[Segment]:
 def _segment(first: int, count: int, step: int, move: int, pairs: Reads) -> Segment:
     if not pairs:
         return Segment(first, count, step)
-    (tap, source), following = pairs[0], pairs[1] if len(pairs) > 1 else (pairs[0][0] + 1, pairs[0][1])
-    tap_step, tap_move = following[0] - tap, following[1] - source
-    assert all(
-        pair == (tap + b * tap_step, source + b * tap_move) for b, pair in enumerate(pairs)
+    (tap, source), following = (
+        pairs[0],
+        pairs[1] if len(pairs) > 1 else (pairs[0][0] + 1, pairs[0][1]),
     )
+    tap_step, tap_move = following[0] - tap, following[1] - source
+    assert all(pair == (tap + b * tap_step, source + b * tap_move) for b, pair in enumerate(pairs))
     return Segment(first, count, step, tap, len(pairs), tap_step, source, move, tap_move)
 
 
@@ -226,9 +230,7 @@ def across(step: VectorStep, first: int, count: int) -> VectorStep:
     n3, n2, n1, n0 = step.loops
     if count == n1:
         return step
-    part = moved(
-        step, (n3, n2, count, n0), lambda a: replace(a, offset=a.offset + first * a.s1)
-    )
+    part = moved(step, (n3, n2, count, n0), lambda a: replace(a, offset=a.offset + first * a.s1))
     if first + count < n1 and part.lane_limit.loop == 1:
         part.lane_limit = Limit()
     if first + count < n1 and part.row_limit.loop == 1:
@@ -236,9 +238,7 @@ def across(step: VectorStep, first: int, count: int) -> VectorStep:
     return part
 
 
-def moved(
-    step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Access]
-) -> VectorStep:
+def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Access]) -> VectorStep:
     """A step with other loops, and ``at`` applied to all its walks over memory."""
     a, b, c, d = (at(v) if isinstance(v, Access) else v for v in step.operands)
     return replace(

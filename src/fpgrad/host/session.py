@@ -123,7 +123,9 @@ class Session:
         out: dict[str, NDArray[np.float32]] = {}
         for name, info in infos.items():
             rows = self._image[info["base"] : info["base"] + info["rows"]]
-            out[name] = pack.tensor(rows, tuple(info["shape"]), info["kind"], False).copy()
+            out[name] = pack.tensor(
+                rows, tuple(info["shape"]), info["kind"], False, info["blocks"]
+            ).copy()
         return out
 
     def _state(self, name: str) -> Mapping[str, Any]:
@@ -167,7 +169,7 @@ class Session:
         for function in self.meta["functions"].values():
             for info in function["inputs"]:
                 known.add(info["name"])
-                self._upload_batch(data, info["name"], info["columns"], arrays)
+                self._upload_batch(data, info, arrays)
             for group, names in enumerate(function["columns"]):
                 known.update(names)
                 self._upload_columns(data, f"columns {group}", names, arrays)
@@ -184,8 +186,9 @@ class Session:
         data.rows.clear()
 
     def _upload_batch(
-        self, data: Dataset, name: str, columns: int, arrays: Mapping[str, NDArray]
+        self, data: Dataset, info: Mapping[str, Any], arrays: Mapping[str, NDArray]
     ) -> None:
+        name, columns = info["name"], info["columns"]
         if name in data.rows or name not in arrays:
             return
         array = arrays[name].reshape(data.samples, -1)
@@ -193,6 +196,8 @@ class Session:
             raise DataShapeError(
                 f"{name} must have {columns} features a sample, not {array.shape[1]}"
             )
+        if "image" in info:
+            array = pack.bordered(array, info["image"])
         rows = pack.sample_rows(array, self.side)
         data.rows[name] = self._memory.reserve(rows.shape[0] * rows.shape[1])
         self._write(data.rows[name], rows)
