@@ -168,12 +168,12 @@ def test_kernels_have_a_block_for_each_tap():
     )
     function = Function("f", (MAP,), (KERNEL, bare, W), outputs)
     assert problems(function, "forward") == [
-        "conv (4, 4) of 'conv': state (18, 4) of 'bare' must be a state of 6 blocks, not 1",
-        "matmul (4, 4) of 'dense': state (18, 4) of 'kernel' must be a state of 1 blocks, not 6",
+        "conv (4, 4) of 'conv': blocks of state (18, 4) of 'bare' must be 6, not 1",
+        "matmul (4, 4) of 'dense': blocks of state (18, 4) of 'kernel' must be 1, not 6",
     ]
     quantised = g.conv(g.quantise(x, "x"), g.quantise(bare, "bare"), PAIR, name="conv")
     assert problems(Function("f", (MAP,), (bare,), (("y", quantised),)), "quantised") == [
-        "conv (4, 4) of 'conv': state (18, 4) of 'bare' must be a state of 6 blocks, not 1",
+        "conv (4, 4) of 'conv': blocks of state (18, 4) of 'bare' must be 6, not 1",
     ]
 
 

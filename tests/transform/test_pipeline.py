@@ -308,6 +308,14 @@ def test_row_sums_of_large_maps_stay_off_the_array(rows, op):
     assert {name: node.op for name, node in result.outputs} == {"kernel": "conv_weight", "bias": op}
 
 
+def test_row_sums_of_kernels_in_blocks_stay_off_the_array():
+    kernel = g.state("kernel", (6, 2), blocks=2)
+    y = g.conv(X, kernel, (Window(2, 2, 2), Window(2, 2, 1)))
+    function = Function("f", (X,), (kernel,), (("y", y), ("sum", g.reduce_sum(kernel, 0))))
+    result = verify(RowSumsOnArray().run(function), "machine")
+    assert result.output_named("sum").op == "reduce_sum"
+
+
 def test_convolutions_share_their_tiles_with_products():
     pair = (Window(2, 2, 3, pad=1), Window(2, 2, 1))
     kernel = g.state("kernel", (9, 3), blocks=3)
