@@ -19,7 +19,9 @@ def window(size: int, kernel: int, stride: int = 1, dilation: int = 1, same: boo
     if not same:
         return Window(size, (size - reach) // stride + 1, kernel, stride, dilation)
     out = -(-size // stride)
-    return Window(size, out, kernel, stride, dilation, max(0, (out - 1) * stride + reach - size) // 2)
+    return Window(
+        size, out, kernel, stride, dilation, max(0, (out - 1) * stride + reach - size) // 2
+    )
 
 
 class Net:
@@ -123,7 +125,9 @@ class Net:
         return self
 
     def dense(self, units: int) -> Net:
-        return self.conv(units, self.h, same=False) if self.h == self.w else self.flat().vector(units)
+        return (
+            self.conv(units, self.h, same=False) if self.h == self.w else self.flat().vector(units)
+        )
 
     def vector(self, units: int) -> Net:
         name = self.named("dense")
@@ -168,7 +172,17 @@ def test_networks(name):
     sgd = optimizers.sgd(momentum=0.9)
     fs = functions(net.done(), optimizer=sgd, accuracy=metrics.SparseCategoricalAccuracy())
     features = net.input.shape[1]
-    check(fs, sgd, net.n, features, side=T, target=labels(net.c), tolerance=0.03, steps=2, masks=net.masks)
+    check(
+        fs,
+        sgd,
+        net.n,
+        features,
+        side=T,
+        target=labels(net.c),
+        tolerance=0.03,
+        steps=2,
+        masks=net.masks,
+    )
 
 
 def test_windows_of_one_position():

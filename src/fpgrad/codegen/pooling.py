@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.geometry import Region, regions, restricted
+from fpgrad.codegen.geometry import Region, moved, regions, restricted
 from fpgrad.codegen.steps import WAYS, Access, Buffer, Value, VectorStep
 from fpgrad.codegen.storage import Walk
 from fpgrad.graph import Node
@@ -34,6 +34,8 @@ def pool(selector: Selector, node: Node) -> None:
 
     def passes(step: VectorStep) -> list[VectorStep]:
         whole = selector.access(x, grid, walk)
+        if grid.kind != "tiles":
+            step, whole = by_tile_rows(step, whole)
         scratch = scratch_of(selector, step, node)
         found: list[VectorStep] = []
         for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
@@ -52,6 +54,16 @@ def pool(selector: Selector, node: Node) -> None:
     selector.finish(node, VectorStep(selector.loops(grid), Source.ZERO), None, walk, passes)
 
 
+def by_tile_rows(step: VectorStep, source: Access) -> tuple[VectorStep, Access]:
+    """A pass over one number a sample, T samples a row, with the loops of a pass over a map."""
+
+    def at(a: Access) -> Access:
+        return replace(a, s2=a.s1, s1=0)
+
+    _, _, rows, _ = step.loops
+    return moved(step, (1, rows, 1, 1), at), at(source)
+
+
 def walk_of(selector: Selector, x: Node) -> Walk:
     """Maps are walked as they lie."""
     return Walk.TRANSPOSED if selector.place(x).transposed else Walk.NORMAL
@@ -63,6 +75,8 @@ def scratch_of(selector: Selector, step: VectorStep, node: Node) -> Access:
         return step.target
     grid, t = selector.keep.grid(node), selector.t
     buffer = Buffer(f"{node.name} so far", "vector", grid.row_count, t)
+    if grid.kind != "tiles":
+        return Access(buffer, s2=1)
     return Access(buffer, s2=grid.j * t, s1=t, s0=1)
 
 
