@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import schedule
+from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
@@ -24,6 +24,12 @@ from fpgrad.isa.program import Entry, Program, Symbol
 
 #: Rows moved at a time between DRAM and what persists on the chip.
 CHUNK = 256
+
+#: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
+MAP_QUEUE = 32
+
+#: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
+FEW = 250
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ def compile_functions(
     """
     machine = machine or Machine()
     config = machine.formats
+    if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
+        config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
     keep = Persistent(config.side, config.matrix.accumulator.safe_terms(config.matrix.tile))
     for function in functions.values():
         keep.find_blocks(function)
@@ -73,7 +81,7 @@ def compile_functions(
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
-        steps.steps = best_order(steps, config.side)
+        steps.steps = best_order(steps, config)
     house = housekeeping(keep, vector_floor)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
@@ -107,11 +115,23 @@ def compile_functions(
     )
 
 
-def best_order(steps: StepList, side: int) -> list[VectorStep]:
-    """The steps in a good order, whole or split, whichever is estimated to take fewer cycles."""
-    whole, cycles = schedule(steps.steps, side)
-    halves, fewer = schedule(split(steps).steps, side)
-    return halves if fewer < cycles - cycles // 100 else whole
+def has_maps(functions: Iterable[GraphFunction]) -> bool:
+    """Whether there are convolutions, whose passes take the vector unit long at a time."""
+    return any(node.op == "conv" for function in functions for node in function.nodes())
+
+
+def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
+    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
+    side, queue = config.side, config.matrix.queue_rows
+    if len(steps.steps) > FEW:
+        return schedule(steps.steps, side, queue, products_first)[0]
+    halves = split(steps).steps
+    best, cycles = schedule(steps.steps, side, queue, soonest_first)
+    for candidate, policy in ((halves, soonest_first), (halves, products_first)):
+        order, fewer = schedule(candidate, side, queue, policy)
+        if fewer < cycles - cycles // 100:
+            best, cycles = order, fewer
+    return best
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:

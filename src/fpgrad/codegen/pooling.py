@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.geometry import Region, moved, regions, restricted
-from fpgrad.codegen.steps import WAYS, Access, Buffer, Value, VectorStep
+from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep
 from fpgrad.codegen.storage import Walk
 from fpgrad.graph import Node
 from fpgrad.graph.window import transposed
@@ -80,6 +80,13 @@ def scratch_of(selector: Selector, step: VectorStep, node: Node) -> Access:
     return Access(buffer, s2=grid.j * t, s1=t, s0=1)
 
 
+def dense(step: VectorStep, name: str, place: Place, align: int) -> Access:
+    """A place of their own for the rows of a pass, one after the other."""
+    _, n2, n1, n0 = step.loops
+    buffer = Buffer(name, place, step.rows, align)
+    return Access(buffer, s3=n2 * n1 * n0, s2=n1 * n0, s1=n0, s0=1)
+
+
 def fold(last: VectorStep, scratch: Access, views: list[Access], alu: Alu) -> list[VectorStep]:
     """Combine views one by one; ``last`` is the pass that writes the result."""
     if len(views) < 2:
@@ -147,13 +154,6 @@ def max_gradient(selector: Selector, node: Node) -> None:
     def passes(step: VectorStep) -> list[VectorStep]:
         at_x = selector.access(x, grid, walk)
         at_y, at_dy = selector.access(y, pooled, walk), selector.access(dy, pooled, walk)
-        t = selector.t
-        mask = Access(
-            Buffer(f"{node.name} mask", "mask", grid.row_count, t), s2=grid.j * t, s1=t, s0=1
-        )
-        piece = Access(
-            Buffer(f"{node.name} part", "vector", grid.row_count, t), s2=grid.j * t, s1=t, s0=1
-        )
         scratch = scratch_of(selector, step, node)
         found: list[VectorStep] = []
         for region in regions(windows, grid.m, grid.j, taps_matter=False):
@@ -162,7 +162,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
             if not taps:
                 found.append(replace(here, a=Source.ZERO))
             for i, tap in enumerate(taps):
-                marked = region.written(mask)
+                marked = dense(here, f"{node.name} mask", "mask", selector.t)
                 found.append(
                     replace(
                         here,
@@ -176,15 +176,16 @@ def max_gradient(selector: Selector, node: Node) -> None:
                 )
                 whole = len(taps) == 1
                 end = i == len(taps) - 1
+                piece = dense(here, f"{node.name} part", "vector", selector.t)
                 gated = replace(here, a=region.read(at_dy, *tap), c=marked, alu=Alu.GATE)
                 if not whole:
                     # The first piece begins the sum, the others are added to it.
-                    gated.target = region.written(piece if i else scratch)
+                    gated.target = piece if i else region.written(scratch)
                     gated.tile = None
                 found.append(gated)
                 if i:
                     so_far = region.written(scratch)
-                    total = replace(here, a=so_far, c=region.written(piece), alu=Alu.ADD)
+                    total = replace(here, a=so_far, c=piece, alu=Alu.ADD)
                     if not end:
                         total.target, total.tile = so_far, None
                     found.append(total)
