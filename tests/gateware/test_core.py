@@ -48,22 +48,22 @@ CONFIG = MachineConfig(
 
 def program() -> Program:
     """Two tiles in, their product plus a row out."""
-    inbox = RowStream(Space.INBOX, 0, 0, 0, 4, 1)
+    inbox = RowStream(Space.INBOX, s1=4, s0=1)
     quantise = Vector(
-        loops=Loops(1, 2, 4),
+        loops=Loops(n1=2, n0=4),
         p0=inbox,
         a=Source.P0,
-        tile=TileTarget(1, 1, 0, 1),
+        tile=TileTarget(1, base=1, s1=1),
         wait=Tokens(load=1),
         signal=Tokens(matrix=1),
     )
     add = Vector(
-        loops=Loops(1, 1, 4),
-        p0=RowStream(Space.INBOX, 0, 3),
+        loops=Loops(n0=4),
+        p0=RowStream(Space.INBOX, base=3),
         a=Source.ACC,
         c=Source.P0,
         alu=Alu.ADD,
-        target=Target(Space.OUTBOX, 2, 0, 0, 1),
+        target=Target(Space.OUTBOX, 2, s0=1),
         signal=Tokens(load=1, store=1),
     )
     multiply = Matrix(
@@ -80,7 +80,15 @@ def program() -> Program:
         ),
         Unit.MATRIX: (multiply,),
         Unit.VECTOR: (quantise, add),
-        Unit.STORE: (Store(4, 2, DramAddress(0, 0, 4), Tokens(vector=1), Tokens(vector=1)),),
+        Unit.STORE: (
+            Store(
+                rows=4,
+                source=2,
+                target=DramAddress(0, 0, 4),
+                wait=Tokens(vector=1),
+                signal=Tokens(vector=1),
+            ),
+        ),
     }
     wait_for_store = Vector(wait=Tokens(store=1))
     units[Unit.VECTOR] += (wait_for_store,)

@@ -193,6 +193,12 @@ class Core(wiring.Component):
         write(vector.vector_write, rows.write)
         write(vector.outbox_write, outbox.write)
         write(vector.tile_write, tiles.write)
+        if depth.mask_rows:
+            mask = SkewedMemory(width=1, depth=depth.mask_rows, side=t, read_ports=2)
+            m.submodules.mask = mask
+            for n in range(2):
+                read(vector.mask_read[n], mask.read[n])
+            write(vector.mask_write, mask.write)
         m.d.comb += [
             exponents.write.en.eq(vector.tile_write.exponent_en),
             exponents.write.address.eq(vector.tile_write.exponent_address),
