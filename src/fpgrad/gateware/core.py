@@ -194,11 +194,16 @@ class Core(wiring.Component):
         write(vector.outbox_write, outbox.write)
         write(vector.tile_write, tiles.write)
         if depth.mask_rows:
-            mask = SkewedMemory(width=1, depth=depth.mask_rows, side=t, read_ports=2)
+            mask = SkewedMemory(width=1, depth=depth.mask_rows, side=t, read_ports=ports)
             m.submodules.mask = mask
             for n in range(2):
                 read(vector.mask_read[n], mask.read[n])
             write(vector.mask_write, mask.write)
+            if depth.tile_dma:
+                m.d.comb += load.masks_busy.eq(vector.mask_write.en)
+                with m.If(load.masks.en):
+                    write(load.masks, mask.write)
+                connect(m, store.masks, mask.read[2])
         m.d.comb += [
             exponents.write.en.eq(vector.tile_write.exponent_en),
             exponents.write.address.eq(vector.tile_write.exponent_address),
