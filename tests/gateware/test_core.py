@@ -170,7 +170,7 @@ def test_a_run_through_the_host_port():
         await dram.read(ctx, core.read_request, core.read_beats)
 
     async def serve_writes(ctx):
-        await dram.write(ctx, core.write_request, core.write_beats)
+        await dram.write(ctx, core.write_request, core.write_beats, core.written)
 
     sim.add_testbench(serve_reads, background=True)
     sim.add_testbench(serve_writes, background=True)
