@@ -80,16 +80,16 @@ def test_programs(name: str, data: st.DataObject, seed: int, odd: bool, steps: i
 
 def _pass(side: int, rng: np.random.Generator, **fields: object) -> Vector:
     """A pass over 2·T·T rows with everything that ``fields`` does not say plain."""
-    rows = Loops(1, 2, side)
+    rows = Loops(1, 1, 2, side)
     p0, p1 = (
-        RowStream(Space.VECTOR, 0, int(rng.integers(0, 4 * side)), 0, side, 1) for _ in range(2)
+        RowStream(Space.VECTOR, 0, int(rng.integers(0, 4 * side)), 0, 0, side, 1) for _ in range(2)
     )
     defaults = {
         "loops": rows,
         "p0": p0,
         "p1": p1,
         "a": Source.P0,
-        "target": Target(Space.OUTBOX, 0, 0, side, 1),
+        "target": Target(Space.OUTBOX, 0, 0, 0, side, 1),
     }
     return Vector(**(defaults | fields))
 
@@ -107,10 +107,10 @@ def test_every_alu_with_every_source(name: str, alu: Alu):
             p, n = int(rng.integers(0, 2)), int(rng.integers(0, 2))
             base = {"b": b, "c": c, "alu": alu, "i0": one, "negate_product": p, "negate_c": n}
             chain.append(
-                _pass(side, rng, **base, target=Target(Space.VECTOR, 6 * side, 0, side, 1))
+                _pass(side, rng, **base, target=Target(Space.VECTOR, 6 * side, 0, 0, side, 1))
             )
             chain.append(
-                _pass(side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 1))
+                _pass(side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 0, 1))
             )
     for first in range(0, len(chain), 32):
         for odd in (False, True):
@@ -127,7 +127,7 @@ def test_every_function(name: str, function: Function):
     for d in (Source.ONE, Source.P1, Source.I0):
         for transposed in (0, 1):
             for mask in (Mask(), Mask(1, side // 2), Mask(2, 1)):
-                p0 = RowStream(Space.VECTOR, transposed, side, 0, side, 1)
+                p0 = RowStream(Space.VECTOR, transposed, side, 0, 0, side, 1)
                 common = {"function": function, "d": d, "p0": p0, "i0": Immediate(0, 5)}
                 chain.append(_pass(side, rng, **common, row_mask=mask))
                 chain.append(_pass(side, rng, **common, lane_mask=mask, alu=Alu.ADD, c=Source.P1))
@@ -138,7 +138,7 @@ def test_every_function(name: str, function: Function):
                         **common,
                         row_mask=mask,
                         target=Target(),
-                        tile=TileTarget(1, 2, 0, 3),
+                        tile=TileTarget(1, 0, 2, 0, 0, 3),
                     )
                 )
     for odd in (False, True):

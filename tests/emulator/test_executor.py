@@ -27,10 +27,10 @@ from fpgrad.reference import ReferenceExecutor
 
 CONFIG = MACHINES["T4"]
 COPY = Vector(
-    loops=Loops(1, 1, 4),
-    p0=RowStream(Space.VECTOR, 0, 0, 0, 0, 1),
+    loops=Loops(1, 1, 1, 4),
+    p0=RowStream(Space.VECTOR, 0, 0, 0, 0, 0, 1),
     a=Source.P0,
-    target=Target(Space.VECTOR, 8, 0, 0, 1),
+    target=Target(Space.VECTOR, 8, 0, 0, 0, 1),
 )
 SYMBOLS = (
     Symbol("dense/kernel", "vector", 8, 8, 4, 8),
@@ -99,7 +99,7 @@ def _stopping(message: str, *vectors: Vector, notes: tuple[Note, ...] = ()) -> N
 
 
 def test_addresses_outside_a_memory_name_instruction_and_layer():
-    outside = Vector(loops=Loops(1, 1, 4), p0=RowStream(Space.VECTOR, 0, 30, 0, 0, 1), a=Source.P0)
+    outside = Vector(loops=Loops(1, 1, 1, 4), p0=RowStream(Space.VECTOR, 0, 30, 0, 0, 0, 1), a=Source.P0)
     _stopping(
         "vector instruction 1 (layer dense), step 0: vector addresses 30 to 33 are outside its 32 rows",
         COPY,

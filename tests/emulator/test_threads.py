@@ -28,10 +28,17 @@ from fpgrad.reference import ReferenceExecutor
 CONFIG = replace(
     MACHINES["T16"], memory=replace(MACHINES["T16"].memory, vector_rows=2048, tiles=320)
 )
-PRODUCTS = Matrix(8, 8, 8, 16, TileStream(1, 0, 1, 0, 8), TileStream(0, 64, 0, 1, 8))
+PRODUCTS = Matrix(
+    n1=8,
+    n0=8,
+    k0=8,
+    rows=16,
+    streamed=TileStream(1, 0, s1=1, t0=8),
+    stationary=TileStream(0, 64, s0=1, t0=8),
+)
 UPDATE = Vector(
-    loops=Loops(8, 8, 16),
-    p0=RowStream(Space.VECTOR, 0, 0, 128, 16, 1),
+    loops=Loops(1, 8, 8, 16),
+    p0=RowStream(Space.VECTOR, 0, 0, 0, 128, 16, 1),
     a=Source.ACC,
     b=Source.I0,
     c=Source.P0,
@@ -40,13 +47,13 @@ UPDATE = Vector(
     i0=Immediate(1, 3),
     row_mask=Mask(2, 7),
     lane_mask=Mask(1, 9),
-    target=Target(Space.VECTOR, 0, 128, 16, 1),
-    tile=TileTarget(1, 128, 8, 1),
+    target=Target(Space.VECTOR, 0, 0, 128, 16, 1),
+    tile=TileTarget(1, 0, 128, 0, 8, 1),
     fence=1,
 )
 #: The same pass in one loop less, and one whose iterations overwrite what others read.
-FLAT = replace(UPDATE, a=Source.P0, loops=Loops(1, 64, 16))
-SHIFTED = replace(FLAT, target=Target(Space.VECTOR, 16, 0, 16, 1), tile=TileTarget())
+FLAT = replace(UPDATE, a=Source.P0, loops=Loops(1, 1, 64, 16))
+SHIFTED = replace(FLAT, target=Target(Space.VECTOR, 16, 0, 0, 16, 1), tile=TileTarget())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
