@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from tests.codegen.models import functions, g, metrics, optimizers
 from tests.codegen.test_training import check, labels
 
+from fpgrad.codegen.compile import Machine, compile_functions
+from fpgrad.formats import TileFormat
 from fpgrad.graph import Function, Node, Window, verify
 from fpgrad.graph.maps import group_mask
 from fpgrad.graph.window import all_positions, pointwise, taps
+from fpgrad.host.session import Session
+from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
+from fpgrad.isa.instructions import Transfer, Unit
+from fpgrad.reference import ReferenceExecutor
 
 T = 4
 
@@ -166,6 +175,39 @@ NETS = {
 }
 
 
+def narrow() -> Machine:
+    """A small machine with the default formats."""
+    matrix = MatrixConfig(TileFormat(T, 8))
+    return Machine(MachineConfig(matrix, memory=MemoryConfig(dram_words_per_cycle=T)))
+
+
+def trained(program, net, steps: int = 3) -> dict[str, bytes]:
+    """All states after some steps on the reference, bit for bit."""
+    rng = np.random.default_rng(3)
+    session = Session(program, ReferenceExecutor(program.config))
+    start = {
+        name: rng.normal(size=info["shape"]) * 0.4 + ("variance" in name)
+        for name, info in program.meta["states"].items()
+        if info["role"] != "metric"
+    }
+    session.write_states(start)
+    samples = 2 * net.n
+    data = {
+        "x": rng.normal(size=(samples, net.input.shape[1])),
+        "y": rng.integers(0, net.c, samples).astype(float),
+        "sample_weight": np.ones(samples),
+        "valid": np.ones(samples),
+    }
+    known = {i["name"] for f in program.meta["functions"].values() for i in f["inputs"]}
+    known |= {c for f in program.meta["functions"].values() for g in f["columns"] for c in g}
+    uploaded = session.upload({k: v for k, v in data.items() if k in known})
+    order = rng.integers(0, samples, (steps, net.n))
+    wanted = program.meta["functions"]["train"]["scalars"]
+    scalars = {k: np.full(steps, 1.0 / net.n if k == "inv_count" else 0.05) for k in wanted}
+    session.train(uploaded, order, scalars)
+    return {name: values.tobytes() for name, values in session.read_states().items()}
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_networks(name):
     net = NETS[name]()
@@ -187,3 +229,28 @@ def test_networks(name):
 
 def test_windows_of_one_position():
     assert pointwise(3, 2)[0].is_identity
+
+
+def deep(n: int, size: int) -> Net:
+    """Many layers, whose tiles wait long for their gradients."""
+    net = Net(n, size, size, 1).folded(4).relu()
+    for _ in range(3):
+        net.conv(4).relu()
+    net.pool("max")
+    for _ in range(2):
+        net.conv(5).relu()
+    return net.dense(3)
+
+
+@pytest.mark.parametrize(("n", "size"), [(4, 6), (8, 4)])
+def test_tiles_wait_in_external_memory(n, size):
+    net = deep(n, size)
+    sgd = optimizers.sgd()
+    fs = functions(net.done(), optimizer=sgd)
+    free = compile_functions(fs, narrow())
+    tiles = free.config.memory.tiles * 4 // 5
+    program = compile_functions(fs, replace(narrow(), tiles=tiles))
+    assert program.config.memory.tiles <= tiles
+    kinds = {i.kind for i in program.units[Unit.LOAD]} & {i.kind for i in program.units[Unit.STORE]}
+    assert Transfer.TILES in kinds
+    assert trained(program, net) == trained(free, net)

@@ -11,6 +11,7 @@ from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
+from fpgrad.codegen.spill import fit_tiles
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
@@ -39,10 +40,20 @@ class Machine:
     Args:
         formats: number formats and tile side; its memory sizes count only with ``fixed``.
         fixed: the machine exists already: use ``formats`` as it is, or fail.
+        tiles: tiles on the chip at most; those that find no room wait in external memory. None: as many as it takes,
+            or with ``fixed`` as many as there are.
     """
 
     formats: MachineConfig = MachineConfig()
     fixed: bool = False
+    tiles: int | None = None
+
+    @property
+    def tile_limit(self) -> int | None:
+        """Tiles on the chip if some may be outside, else None."""
+        if self.fixed and self.formats.memory.tile_dma:
+            return self.formats.memory.tiles
+        return None if self.fixed else self.tiles
 
 
 def compile_functions(
@@ -83,6 +94,9 @@ def compile_functions(
     for steps in lists:
         steps.steps = best_order(steps, config)
     house = housekeeping(keep, vector_floor)
+    if machine.tile_limit is not None:
+        for steps in lists:
+            fit_tiles(steps, tile_floor, machine.tile_limit, config.side)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
@@ -90,8 +104,9 @@ def compile_functions(
 
     control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
+        spills = any(steps.moves for steps in lists)
         config = fitted(
-            config, need, control, [s for steps in (*lists, *house) for s in steps.steps]
+            config, need, control, [s for steps in (*lists, *house) for s in steps.steps], spills
         )
     check_fit(config, need, control)
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
@@ -239,7 +254,11 @@ def requantise(keep: Persistent, stored: Stored, q: Quantised) -> VectorStep:
 
 
 def fitted(
-    config: MachineConfig, need: Need, control: Mapping[str, int], steps: Sequence[VectorStep]
+    config: MachineConfig,
+    need: Need,
+    control: Mapping[str, int],
+    steps: Sequence[VectorStep],
+    spills: bool,
 ) -> MachineConfig:
     """The smallest machine for a program."""
     t = config.side
@@ -257,6 +276,7 @@ def fitted(
         inbox_rows=align_up(max(need.inbox_rows, t), t),
         outbox_rows=align_up(max(need.outbox_rows, t), t),
         mask_rows=align_up(need.mask_rows, t),
+        tile_dma=spills,
     )
     depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
     return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))
@@ -343,6 +363,7 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
         )
     t = selector.t
     columns = [n.name for n in selector.columns]
+    spill = selector.out.spill_rows(t)
     return {
         "batch_size": (batch or selector.columns)[0].shape[0],
         "inputs": [
@@ -352,6 +373,7 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
         ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
         "scalars": list(scalar_index(function)),
+        "spill": spill,
         "seed": any(load.base == "seed" for load in selector.out.loads),
         "outputs": [
             {

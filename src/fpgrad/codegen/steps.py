@@ -268,6 +268,34 @@ class StoreStep:
     step_stride: int = 0
 
 
+@dataclass(eq=False)
+class TileMove:
+    """Tiles to external memory and back.
+
+    Args:
+        kind: "store": after step ``at`` has written the buffer's last tile; its place is free from step ``until`` on.
+            "load": once all steps before ``at`` are complete; step ``until`` is the first to read them.
+        row: first row in the spill area of external memory.
+    """
+
+    buffer: Buffer
+    kind: Literal["store", "load"]
+    row: int
+    at: int
+    until: int
+
+    def blocks(self, side: int) -> tuple[int, int, int]:
+        """Blocks, tiles in each, and rows of external memory for each: exponents first, at most a row of them."""
+        size = self.buffer.size
+        tiles = max(n for n in range(1, min(size, 4 * side) + 1) if size % n == 0)
+        return size // tiles, tiles, 1 + tiles * side // 4
+
+    def rows(self, side: int) -> int:
+        """Rows of external memory."""
+        count, _, each = self.blocks(side)
+        return count * each
+
+
 @dataclass
 class StepList:
     """Everything one entry of a program does in a step."""
@@ -276,3 +304,8 @@ class StepList:
     steps: list[VectorStep] = field(default_factory=list)
     loads: list[LoadStep] = field(default_factory=list)
     stores: list[StoreStep] = field(default_factory=list)
+    moves: list[TileMove] = field(default_factory=list)
+
+    def spill_rows(self, side: int) -> int:
+        """Rows of external memory that tiles wait in."""
+        return max((m.row + m.rows(side) for m in self.moves), default=0)

@@ -355,6 +355,8 @@ class Session:
                 rows[:, lane] = np.asarray(scalars[name], np.float64)
             bases["scalars"] = self._space("scalars", steps)
             self._write(bases["scalars"], rows)
+        if info["spill"]:
+            bases["spill"] = self._space("spill", info["spill"])
         if info["seed"]:
             if seeds is None:
                 raise InvalidArgumentError("seeds must be given: the model draws random numbers")
