@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.graph.models import from_map, kernel_rows, same_window, to_map, valid_window
+from tests.graph.test_window import windows
 from torch.nn import functional
 
 from fpgrad.errors import GraphError
@@ -153,6 +156,37 @@ def test_average(geometry):
     close(node, functional.avg_pool2d(x, count, stride, pad, count_include_pad=False))
     uneven = len(set(tap_counts(windows))) > 1
     assert node.inputs[1].shape == ((node.shape[0], 1) if uneven else (1, 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(windows, windows, st.booleans())
+def test_any_windows_mean_what_source_says(height, width, turned):
+    pair, generator = (height, width), np.random.default_rng(0)
+    x = generator.normal(size=(height.size * width.size, N, 2))
+    w = generator.normal(size=(taps(pair), 2, 3))
+    dy = generator.normal(size=(height.out * width.out, N, 3))
+    y, dx, dw, largest = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(w.shape), {}
+    for q, t in np.ndindex(dy.shape[0], taps(pair)):
+        row = height.source(q // width.out, t // width.taps)
+        col = width.source(q % width.out, t % width.taps)
+        if row is None or col is None:
+            continue
+        p = row * width.size + col
+        y[q] += x[p] @ w[t]
+        dx[p] += dy[q] @ w[t].T
+        dw[t] += x[p].T @ dy[q]
+        largest[q] = np.maximum(largest.get(q, -np.inf), x[p])
+    rows = [g.const(a.reshape(-1, a.shape[2])) for a in (x, w, dy)]
+    block = g.const(w.transpose(0, 2, 1).reshape(-1, 2)) if turned else rows[1]
+    found = {
+        "y": (g.conv(rows[0], block, pair, turned), y),
+        "dx": (g.conv(rows[2], block, transposed(pair), not turned), dx),
+        "dw": (g.conv_weight(rows[0], rows[2], pair), dw),
+        "max": (g.pool(rows[0], pair, "max"), np.array([largest.get(q, np.zeros((N, 2))) for q in range(len(y))])),
+    }  # fmt: skip
+    for name, (node, expected) in found.items():
+        wanted = expected.reshape(node.shape)
+        np.testing.assert_allclose(value_of(node), wanted, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_ties_and_empty_windows():

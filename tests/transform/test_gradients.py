@@ -29,6 +29,10 @@ def weights(axis: int) -> np.ndarray:
     return np.array([[0.5], [0.3], [0.2], [0.0]]) if axis == 0 else np.array([[0.5, 0.2, 0.3]])
 
 
+def standardise(axis: int, weight: np.ndarray) -> Make:
+    return lambda x: g.make("standardise", (x, g.const(weight)), axis=axis, epsilon=1e-2)
+
+
 FULL, ROW, COLUMN, SCALAR = (4, 3), (1, 3), (4, 1), (1, 1)
 
 SAMPLES = 2
@@ -92,12 +96,12 @@ CASES: dict[str, list[tuple[Make, tuple[tuple[int, int], ...]]]] = {
     "gelu": [(make("gelu", approximate=approximate), (FULL,)) for approximate in (False, True)],
     "huber": [(make("huber", delta=0.8), (FULL,))],
     "softmax_cross_entropy": [(make("softmax_cross_entropy", normalised=False), (FULL, FULL))],
+    # The last is a map of 4 samples and 3 positions, whose weights are those of the samples.
     "standardise": [
-        (lambda x, a=axis: g.make("standardise", (x, g.const(weights(a))), axis=a, epsilon=1e-2), (FULL,))
-        for axis in (0, 1)
-    ]
-    # A map of 4 samples and 3 positions, whose weights are those of the samples.
-    + [(lambda x: g.make("standardise", (x, g.const(weights(0) / 3.0)), axis=0, epsilon=1e-2), ((12, 3),))],
+        (standardise(0, weights(0)), (FULL,)),
+        (standardise(1, weights(1)), (FULL,)),
+        (standardise(0, weights(0) / 3.0), ((12, 3),)),
+    ],
     "conv": [
         convolution(windows, turned, groups)
         for windows in WINDOWS.values()

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from fpgrad.errors import GraphError
 from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Node, Shape
-from fpgrad.graph.ops import LEAF_ATTRS, OPS
+from fpgrad.graph.ops import OPS
 from fpgrad.graph.window import Windows
 
 Operand = Node | float | int
@@ -131,11 +131,6 @@ def const(value: ArrayLike, name: str = "") -> Node:
 def iota(cols: int, name: str = "") -> Node:
     """The constant row 0, 1, ..., cols-1."""
     return const(np.arange(cols), name)
-
-
-def leaf_attributes(op: str) -> tuple[str, ...] | None:
-    """Attribute names of a leaf kind, None when `op` is not a leaf."""
-    return LEAF_ATTRS.get(op)
 
 
 # Machine ops

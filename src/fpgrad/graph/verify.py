@@ -124,7 +124,7 @@ def _check_blocks(node: Node, problems: list[str]) -> None:
         wanted = taps(node.attrs["windows"]) if node.op == "conv" and i == 1 else 1
         if leaf.op == "state" and leaf.attrs.get("blocks") != wanted:
             problems.append(
-                f"{describe(node)}: {describe(leaf)} must be a state of {wanted} blocks,"
+                f"{describe(node)}: blocks of {describe(leaf)} must be {wanted},"
                 f" not {leaf.attrs.get('blocks')}"
             )
 

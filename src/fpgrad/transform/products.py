@@ -39,7 +39,8 @@ class RowSumsOnArray:
             if node.inputs[0] not in multiplied:
                 return None
             rows = operands[0].shape[0]
-            if rows > LONGEST_ROW_OF_ONES:
+            # Kernels of several blocks are laid out otherwise than a row of ones.
+            if rows > LONGEST_ROW_OF_ONES or operands[0].attrs.get("blocks", 1) > 1:
                 return None
             if rows not in ones:
                 ones[rows] = fill(1.0, (1, rows))
