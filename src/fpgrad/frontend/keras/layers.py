@@ -50,28 +50,49 @@ def dense(context: Context, layer: Any, inputs: tuple[Value, ...], arguments: Ma
 @lowers("regularization.dropout.Dropout")
 def dropout(context: Context, layer: Any, inputs: tuple[Value, ...], arguments: Mapping) -> Value:
     """Inverted dropout; the mask is made on the device from the step's seed."""
-    training = arguments.get("training")
-    rest = {name: value for name, value in arguments.items() if name != "training"}
-    check_layer_options(context, layer, rest)
     (x,) = inputs
-    if training is not None:
-        context.report(
-            layer.name,
-            f"training={training} in the call is not supported",
-            "call the layer without it: dropout then works in fit and rests in predict",
-        )
     if layer.noise_shape is not None and tuple(layer.noise_shape)[1:] != x.shape:
         context.report(
             layer.name,
             f"noise_shape={layer.noise_shape} is not supported",
-            "leave noise_shape away: every number gets its own mask",
+            "leave noise_shape away: every number gets its own mask; SpatialDropout drops channels",
+        )
+    if not _drops(context, layer, arguments):
+        return x
+    return x.like(g.dropout(x.node, layer.rate))
+
+
+@lowers(
+    "regularization.spatial_dropout.SpatialDropout1D",
+    "regularization.spatial_dropout.SpatialDropout2D",
+)
+def spatial_dropout(
+    context: Context, layer: Any, inputs: tuple[Value, ...], arguments: Mapping
+) -> Value:
+    """Dropout of whole channels."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    x = to_map(context, layer.name, inputs[0], first)
+    if not _drops(context, layer, arguments):
+        return inputs[0]
+    assert x.grid is not None
+    return x.like(g.spatial_dropout(x.node, layer.rate, x.grid.positions))
+
+
+def _drops(context: Context, layer: Any, arguments: Mapping) -> bool:
+    """Checks the options of a dropout; whether it does anything."""
+    rest = {name: value for name, value in arguments.items() if name != "training"}
+    check_layer_options(context, layer, rest)
+    # Functional models record the default, False, and Keras's fit overrides it.
+    if arguments.get("training"):
+        context.report(
+            layer.name,
+            "training=True in the call is not supported",
+            "call the layer without it: dropout then works in fit and rests in predict",
         )
     if layer.rate >= 1.0:
         context.report(layer.name, f"rate={layer.rate} leaves nothing", "use a rate below 1")
-        return x
-    if layer.rate == 0.0:
-        return x
-    return x.like(g.dropout(x.node, layer.rate))
+        return False
+    return layer.rate > 0.0
 
 
 # Activations -----------------------------------------------------------------------------------
