@@ -99,6 +99,7 @@ def with_attrs() -> dict[str, tuple[Node, np.ndarray]]:
             (X - ROW) / np.sqrt(ROW**2 + 1e-3) * 2.0 + ROW,
         ),
         "dropout": (g.dropout(x, 0.5), X),
+        "spatial_dropout": (g.spatial_dropout(x, 0.5, 2), X),
     }
 
 

@@ -292,3 +292,22 @@ def test_golden():
     forward = Function("cnn", (x,), (*states, *new), (("output", h),))
     training = build_training(forward, losses.MeanSquaredError(), optimizers.sgd())
     assert print_function(lower(training)) == GOLDEN
+
+
+def test_spatial_dropout_drops_whole_channels():
+    x = g.batch_input("x", (2, 12))
+    h = g.unfold(x, (Window(2, 2, 1), Window(3, 3, 1)), 2)
+    h = g.spatial_dropout(h, 0.5, 6, name="drop")
+    kernel = g.state("kernel", (12, 1), trainable=True, blocks=6)
+    y = g.conv(h, kernel, (valid_window(2, 2), valid_window(3, 3)))
+    forward = Function("m", (x,), (kernel,), (("output", y),))
+    function = lower(build_training(forward, losses.MeanSquaredError(), optimizers.sgd()))
+    data = np.random.default_rng(0).normal(size=(2, 12))
+    inputs = {"x": data, "y": np.zeros((2, 1)), "sample_weight": np.ones((2, 1)), "inv_count": 0.5}
+    inputs |= {"seed": 5, **optimizers.sgd().host_scalars(1.0, 0)}
+    states = {"kernel": np.ones((12, 1)), "loss_sum": np.zeros((2, 1))}
+    _, after = evaluate(function, inputs, states)
+    kept = np.random.default_rng([5, 0]).random((2, 2)) >= 0.5
+    flat = (data.reshape(2, 6, 2) * kept[:, None] * 2.0).reshape(2, 12)
+    gradient = flat.T @ (2.0 * flat.sum(1, keepdims=True)) / 2
+    np.testing.assert_allclose(after["kernel"], 1.0 - gradient, rtol=1e-12)

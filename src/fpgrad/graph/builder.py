@@ -365,9 +365,18 @@ def gelu(x: Operand, approximate: bool = False, name: str = "") -> Node:
 
 def dropout(x: Operand, rate: float, name: str = "") -> Node:
     """Inverted dropout in training, x otherwise; 0 <= rate < 1."""
+    return make("dropout", (x,), name, rate=_rate(rate, name))
+
+
+def spatial_dropout(x: Operand, rate: float, positions: int, name: str = "") -> Node:
+    """Dropout of whole channels of a map (positions*N, C), sample by sample."""
+    return make("spatial_dropout", (x,), name, rate=_rate(rate, name), positions=positions)
+
+
+def _rate(rate: float, name: str) -> float:
     if not 0.0 <= rate < 1.0:
         raise GraphError(f"rate of dropout {name!r} must be in [0, 1), not {rate!r}")
-    return make("dropout", (x,), name, rate=float(rate))
+    return float(rate)
 
 
 def batch_norm(

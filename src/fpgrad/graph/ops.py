@@ -99,6 +99,15 @@ def _same(shapes: Sequence[Shape], _: Attrs) -> Shape:
     return shapes[0]
 
 
+def _spatial(shapes: Sequence[Shape], attrs: Attrs) -> Shape:
+    if shapes[0][0] % attrs["positions"]:
+        raise GraphError(
+            f"rows of the map must be a multiple of its {attrs['positions']} positions,"
+            f" not {shapes[0][0]}"
+        )
+    return shapes[0]
+
+
 def _row_parameters(shapes: Sequence[Shape], _: Attrs) -> Shape:
     rows, cols = shapes[0]
     for shape in shapes[1:]:
@@ -360,6 +369,8 @@ _RECORDS = (
     ),
     # Identity at inference; fpgrad.transform.modes puts the mask in for training.
     OpRecord("dropout", 1, _same, lambda x, _: x[0], attrs=("rate",)),
+    # The same for a map, all positions of a sample's channel dropped or kept together.
+    OpRecord("spatial_dropout", 1, _spatial, lambda x, _: x[0], attrs=("rate", "positions")),
 )
 
 OPS: Mapping[str, OpRecord] = {record.name: record for record in (*_RECORDS, *MAP_RECORDS)}

@@ -12,9 +12,9 @@ from fpgrad.graph.window import taps
 STAGES = ("forward", "training", "machine", "quantised")
 """In order: a front end's model; with modes expanded and updates; machine ops only; with operands
 of products quantised. Each stage keeps the rules of those before it, except that only `forward`
-may hold dropout and batch_norm."""
+may hold dropouts and batch_norm."""
 
-MODE_OPS = ("dropout", "batch_norm")
+MODE_OPS = ("dropout", "spatial_dropout", "batch_norm")
 """Ops whose meaning depends on training or inference; resolved before stage `training`."""
 
 
