@@ -247,7 +247,7 @@ def test_tiles_wait_in_external_memory(n, size):
     net = deep(n, size)
     sgd = optimizers.sgd()
     fs = functions(net.done(), optimizer=sgd)
-    free = compile_functions(fs, narrow())
+    free = compile_functions(fs, replace(narrow(), tiles=1 << 15))
     tiles = free.config.memory.tiles * 4 // 5
     program = compile_functions(fs, replace(narrow(), tiles=tiles))
     assert program.config.memory.tiles <= tiles

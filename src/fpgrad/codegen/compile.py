@@ -9,7 +9,7 @@ from typing import Any
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import products_first, schedule, soonest_first
+from fpgrad.codegen.schedule import last_first, products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.spill import fit_tiles
 from fpgrad.codegen.split import split
@@ -92,7 +92,7 @@ def compile_functions(
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
-        steps.steps = best_order(steps, config)
+        steps.steps = best_order(steps, config, machine.tile_limit is not None)
     house = housekeeping(keep, vector_floor)
     if machine.tile_limit is not None:
         for steps in lists:
@@ -135,9 +135,12 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
-    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
+def best_order(steps: StepList, config: MachineConfig, scarce: bool) -> list[VectorStep]:
+    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split; where tiles are
+    ``scarce``, in one that needs few at once."""
     side, queue = config.side, config.matrix.queue_rows
+    if scarce:
+        return schedule(steps.steps, side, queue, last_first)[0]
     if len(steps.steps) > FEW:
         return schedule(steps.steps, side, queue, products_first)[0]
     halves = split(steps).steps
