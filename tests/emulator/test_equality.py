@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.emulator.equality import Equality
-from tests.strategies import MACHINES, loads, matrices, programs, single, stores, taking, vectors
+from tests.programs.cases import KINDS, cases, once, products
+from tests.programs.machines import MACHINES
+from tests.programs.order import single
 
 from fpgrad.formats import Function
 from fpgrad.isa.instructions import (
@@ -25,8 +27,7 @@ from fpgrad.isa.instructions import (
     Vector,
 )
 
-SEEDS = st.integers(0, 2**32 - 1)
-SETTINGS = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
@@ -35,47 +36,24 @@ def equality(name: str) -> Equality:
 
 
 @pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize(
+    "kinds",
+    [("pass", "tile", "reduce", "scalars", "seed"), ("matrix",), ("load", "store"), KINDS],
+    ids=["vector", "matrix", "transfers", "all"],
+)
 @SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans())
-def test_vector_instructions(name: str, data: st.DataObject, seed: int, odd: bool):
-    equality(name).check(single(MACHINES[name], data.draw(vectors(MACHINES[name]))), seed, odd)
-
-
-@pytest.mark.parametrize("name", MACHINES)
-@SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans())
-def test_matrix_instructions(name: str, data: st.DataObject, seed: int, odd: bool):
-    config = MACHINES[name]
-    matrix = data.draw(matrices(config))
-    into = data.draw(vectors(config, acc=True))
-    equality(name).check(single(config, matrix, taking(config, matrix, into)), seed, odd)
+@given(data=st.data())
+def test_programs(name: str, kinds: tuple[str, ...], data: st.DataObject):
+    length = 8 if kinds is KINDS else 2
+    equality(name).check(data.draw(cases(MACHINES[name], length, kinds)))
 
 
 @pytest.mark.parametrize("name", ["T4", "T16", "E5"])
 @SETTINGS
-@given(data=st.data(), seed=SEEDS)
-def test_long_sums(name: str, data: st.DataObject, seed: int):
+@given(data=st.data())
+def test_long_sums(name: str, data: st.DataObject):
     """So many products that accumulators may saturate on the way, whatever their order."""
-    config = MACHINES[name]
-    matrix = data.draw(matrices(config, max_k=400))
-    equality(name).check(single(config, matrix, taking(config, matrix)), seed, False)
-
-
-@pytest.mark.parametrize("name", ["T4", "T16", "E5"])
-@SETTINGS
-@given(data=st.data(), seed=SEEDS)
-def test_load_and_store_instructions(name: str, data: st.DataObject, seed: int):
-    config = MACHINES[name]
-    equality(name).check(
-        single(config, data.draw(loads(config)), data.draw(stores(config))), seed, True
-    )
-
-
-@pytest.mark.parametrize("name", MACHINES)
-@SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans(), steps=st.integers(1, 3))
-def test_programs(name: str, data: st.DataObject, seed: int, odd: bool, steps: int):
-    equality(name).check(data.draw(programs(MACHINES[name])), seed, odd, steps)
+    equality(name).check(data.draw(products(MACHINES[name], 400)))
 
 
 def _pass(side: int, rng: np.random.Generator, **fields: object) -> Vector:
@@ -115,7 +93,8 @@ def test_every_alu_with_every_source(name: str, alu: Alu):
     for first in range(0, len(chain), 32):
         for odd in (False, True):
             for seed in range(4):
-                equality(name).check(single(MACHINES[name], *chain[first : first + 32]), seed, odd)
+                program = single(MACHINES[name], *chain[first : first + 32])
+                equality(name).check(once(program, seed, odd))
 
 
 @pytest.mark.parametrize("name", ["T4", "T8", "T16", "bf16", "E5", "fp32"])
@@ -143,4 +122,4 @@ def test_every_function(name: str, function: Function):
                 )
     for odd in (False, True):
         for seed in range(4):
-            equality(name).check(single(MACHINES[name], *chain), seed, odd)
+            equality(name).check(once(single(MACHINES[name], *chain), seed, odd))

@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from tests.strategies import MACHINES, contents, single
+from tests.programs.contents import contents
+from tests.programs.machines import MACHINES
+from tests.programs.order import single
 
 from fpgrad.emulator import EmulatorExecutor, available_levels
 from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
@@ -43,7 +45,7 @@ def _machines() -> tuple[ReferenceExecutor, EmulatorExecutor, Program]:
     program = single(CONFIG, COPY)
     program = Program(CONFIG, program.units, program.entries, SYMBOLS)
     reference, emulator = ReferenceExecutor(CONFIG), EmulatorExecutor(CONFIG)
-    memories = contents(CONFIG, 1).memories
+    memories = contents(CONFIG, 1)
     for machine in (reference, emulator):
         machine.load_program(program)
         machine.restore(memories)

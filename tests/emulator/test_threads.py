@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.strategies import MACHINES, contents, single
+from tests.programs.contents import contents
+from tests.programs.machines import MACHINES
+from tests.programs.order import single
 
 from fpgrad.emulator import EmulatorExecutor
 from fpgrad.isa.compare import first_difference
@@ -26,7 +28,8 @@ from fpgrad.isa.instructions import (
 from fpgrad.reference import ReferenceExecutor
 
 CONFIG = replace(
-    MACHINES["T16"], memory=replace(MACHINES["T16"].memory, vector_rows=2048, tiles=320)
+    MACHINES["T16"],
+    memory=replace(MACHINES["T16"].memory, vector_rows=2048, tiles=320, tile_dma=False),
 )
 PRODUCTS = Matrix(
     n1=8,
@@ -60,7 +63,7 @@ SHIFTED = replace(FLAT, target=Target(Space.VECTOR, 16, 0, 0, 16, 1), tile=TileT
 @pytest.mark.parametrize("seed", range(3))
 def test_threads_do_not_change_bits(threads: int, seed: int):
     program = single(CONFIG, PRODUCTS, UPDATE, FLAT, SHIFTED, PRODUCTS, UPDATE)
-    memories = contents(CONFIG, seed, odd=False).memories
+    memories = contents(CONFIG, seed, odd=False)
     reference, emulator = ReferenceExecutor(CONFIG), EmulatorExecutor(CONFIG, threads=threads)
     results = []
     for machine in (reference, emulator):
