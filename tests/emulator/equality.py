@@ -1,4 +1,4 @@
-"""Runs programs on the reference and on emulators from the same random memories, and compares everything."""
+"""Runs cases on the reference and on emulators from the same random memories, and compares everything."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ class Equality:
         self.emulators = list(emulators(config))
 
     def check(self, case: Case) -> None:
-        """Run the case; memories, counters and external memory must be the same."""
-        expected = run(self.reference, case)
+        """Run a case; memories, counters and external memory must be the same."""
+        expected = [
+            (r.saturated_vector, r.saturated_accumulator) for r in run(self.reference, case)
+        ]
         dump = self.reference.dump()
         for emulator in self.emulators:
             results = run(emulator, case)
             where = f"{emulator.level}, {emulator.threads} threads"
-            difference = first_difference(dump, emulator.dump(), case.program)
+            found = emulator.dump()
+            assert found.keys() == dump.keys()
+            difference = first_difference(dump, found, case.program)
             assert difference is None, f"{where}: {difference}"
-            for result, wanted in zip(results, expected, strict=True):
-                counters = result.saturated_vector, result.saturated_accumulator
-                assert counters == (wanted.saturated_vector, wanted.saturated_accumulator), where
-            total = sum(r.saturated_vector + r.saturated_accumulator for r in results)
-            assert sum(emulator.saturation_by_instruction().values()) == total, where
+            counters = [(r.saturated_vector, r.saturated_accumulator) for r in results]
+            assert counters == expected, where
+            by_instruction = emulator.saturation_by_instruction()
+            assert sum(by_instruction.values()) == sum(sum(c) for c in counters), where

@@ -51,30 +51,37 @@ def random_machine(config, rng, exponents=None):
     return machine
 
 
-def random_instruction(config, rng, *, most=3, rows=None, k=None):
-    """Random loops over random strides that stay inside tile memory."""
+def split(rng, number):
+    """``number`` as a product of three."""
+    factors = [1, 1, 1]
+    for prime in (2, 3, 5, 7):
+        while number % prime == 0:
+            factors[int(rng.integers(3))] *= prime
+            number //= prime
+    assert number == 1
+    return factors
+
+
+def random_instruction(config, rng, *, most=6, rows=None, terms=None):
+    """Random loops over random strides that stay inside tile memory: up to ``most`` output tiles."""
     tiles = config.memory.tiles
-    n1, n0 = (int(rng.integers(1, most + 1)) for _ in range(2))
-    k = int(rng.integers(1, most + 2)) if k is None else k
+    outputs = split(rng, int(rng.integers(1, most + 1)))
+    sums = split(rng, int(rng.integers(1, 7)) if terms is None else terms)
+    counts = np.array([*outputs, *sums])
 
     def stream():
         while True:
-            s1, s0, sk = (int(rng.integers(-2, 3)) for _ in range(3))
-            ends = [
-                i1 * s1 + i0 * s0 + ik * sk
-                for i1 in (0, n1 - 1)
-                for i0 in (0, n0 - 1)
-                for ik in (0, k - 1)
-            ]
-            low, high = -min(ends), tiles - 1 - max(ends)
+            strides = rng.integers(-2, 3, 6)
+            reach = (counts - 1) * strides
+            low, high = -reach[reach < 0].sum(), tiles - 1 - reach[reach > 0].sum()
             if low <= high:
                 base = int(rng.integers(low, high + 1))
-                return TileStream(int(rng.integers(2)), base, s1, s0, sk)
+                return TileStream(int(rng.integers(2)), base, *strides.tolist())
 
     if rows is None:
         rows = config.side if rng.random() < 0.5 else int(rng.integers(1, config.side + 1))
     tokens = Tokens(*(int(x) for x in rng.integers(0, 16, 4)))
-    return Matrix(n1, n0, k, rows, stream(), stream(), Tokens(), tokens)
+    return Matrix(*outputs, *sums, rows, stream(), stream(), Tokens(), tokens)
 
 
 @dataclass
@@ -107,7 +114,7 @@ def simulate(machine, instructions, *, ready=None, offer=None, acc_rows=None, li
     payload = Signal(unit.instruction.payload.shape().size)
     top.d.comb += unit.instruction.payload.as_value().eq(payload)
     mask = (1 << config.matrix.tile.mantissa_bits) - 1
-    wanted_rows = sum(i.n1 * i.n0 * i.rows for i in instructions)
+    wanted_rows = sum(i.outputs * i.rows for i in instructions)
     trace = Trace()
 
     async def bench(ctx):

@@ -46,15 +46,15 @@ def schedule(
         out.accepted.append(a)
         load_start = max(a, last_go)
         scan_end, load_from = a, load_start + 1
-        for _ in range(i.n1 * i.n0):
-            for k in range(i.k):
+        for _ in range(i.outputs):
+            for k in range(i.terms):
                 fetches.add(load_from)
                 go = max(load_from + side - 1, streamer_free)
                 if k == 0:
-                    for pair in range(i.k):
+                    for pair in range(i.terms):
                         scan_end += 1
                         while scan_end in fetches or (
-                            pair == i.k - 1
+                            pair == i.terms - 1
                             and scans >= TOPS
                             and scan_end < first_goes[scans - TOPS] + 5
                         ):
@@ -62,7 +62,7 @@ def schedule(
                     scans += 1
                     go = max(go, scan_end)
                     first_goes.append(go)
-                if k == i.k - 1:
+                if k == i.terms - 1:
                     reserved += i.rows
                     if reserved > capacity:
                         go = max(go, out.taken[reserved - capacity - 1] + 1)

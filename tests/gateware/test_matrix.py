@@ -13,7 +13,7 @@ from tests.gateware.matrix_timing import schedule
 
 from fpgrad.errors import ConfigError
 from fpgrad.gateware.matrix import MatrixUnit, drain_latency
-from fpgrad.isa.instructions import Matrix, TileStream, Tokens
+from fpgrad.isa.instructions import Matrix, TileStream
 
 FORMATS = {
     "default": {},
@@ -60,7 +60,7 @@ def test_sink_that_waits_for_long():
     rng = np.random.default_rng(0)
     config = make_config()
     machine = random_machine(config, rng)
-    instructions = [random_instruction(config, rng, rows=4, k=1, most=4) for _ in range(6)]
+    instructions = [random_instruction(config, rng, rows=4, terms=1, most=8) for _ in range(6)]
     trace = simulate(machine, instructions, ready=lambda c: c > 400, acc_rows=8)
     check_rows(machine, instructions, trace)
 
@@ -75,9 +75,32 @@ def test_other_sides(side):
 
 
 def square(n1, n0, k, rows):
+    """Both loops over outputs in use, and the innermost loop over products."""
     return Matrix(
-        n1, n0, k, rows, TileStream(0, 0, 0, 0, 1), TileStream(1, 0, 0, 1, 1), Tokens(), Tokens()
+        n1=n1,
+        n0=n0,
+        k0=k,
+        rows=rows,
+        streamed=TileStream(0, 0, t0=1),
+        stationary=TileStream(1, 0, s0=1, t0=1),
     )
+
+
+def test_every_loop_walks_with_its_own_strides():
+    config = make_config(tiles=512)
+    machine = random_machine(config, np.random.default_rng(1))
+    strides = [256, 128, 64, 9, 3, 1]
+    deep = Matrix(
+        *(2, 2, 2, 2, 3, 3),
+        rows=1,
+        streamed=TileStream(0, 0, *strides),
+        stationary=TileStream(1, 511, *(-s for s in strides)),
+    )
+    trace = simulate(machine, [deep, square(1, 1, 2, 4)])
+    check_rows(machine, [deep, square(1, 1, 2, 4)], trace)
+    first = trace.accepted[0] + 5
+    late = deep.terms + 1 - 4  # the scan of the first tile that its load does not hide
+    assert trace.busy[: deep.products] == [first + late + 4 * n for n in range(deep.products)]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
@@ -115,7 +138,7 @@ def test_timing_model(seed):
     config = make_config(tiles=24)
     machine = random_machine(config, rng)
     instructions = [
-        random_instruction(config, rng, most=3, k=int(rng.choice([1, 2, 5, 9]))) for _ in range(7)
+        random_instruction(config, rng, terms=int(rng.choice([1, 2, 5, 9]))) for _ in range(7)
     ]
     stalls = rng.random((2, 20000))
     source, sink = rng.choice([0.02, 0.2, 1.0]), rng.choice([0.2, 0.6, 1.0])

@@ -10,13 +10,14 @@ from tests.gateware.vector_programs import Programs
 
 from fpgrad.formats import BF16, FP24, FloatFormat, Function, TableFormat, TileFormat
 from fpgrad.formats.table import TABLED
+from fpgrad.gateware.issue import write_latency
 from fpgrad.gateware.quantise import quantise_latency
-from fpgrad.gateware.vector import write_latency
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.isa.instructions import (
     Alu,
     Immediate,
     Loops,
+    Mask,
     RowStream,
     Source,
     Space,
@@ -36,12 +37,18 @@ def make_config(
     functions: tuple[Function, ...] = TABLED,
     post_multiply: bool = True,
     random: bool = True,
+    mask_rows: int = 0,
 ) -> MachineConfig:
     return MachineConfig(
         MatrixConfig(TileFormat(side, bits)),
         VectorConfig(number, TableFormat(), functions, post_multiply, random),
         MemoryConfig(
-            vector_rows=64, tiles=24, inbox_rows=32, outbox_rows=32, dram_words_per_cycle=side
+            vector_rows=64,
+            tiles=24,
+            inbox_rows=32,
+            outbox_rows=32,
+            mask_rows=mask_rows,
+            dram_words_per_cycle=side,
         ),
     )
 
@@ -51,6 +58,7 @@ def filled(config: MachineConfig, rng: np.random.Generator) -> Machine:
     fmt, t = config.vector.number, config.side
     for memory in (machine.vector, machine.inbox):
         memory[:] = random_codes(fmt, rng, memory.size).reshape(-1, t)
+    machine.mask[:] = rng.integers(0, 2, machine.mask.shape)
     return machine
 
 
@@ -64,7 +72,16 @@ def landed(instruction: Vector) -> int:
     loops = instruction.loops
     if instruction.op or instruction.target.space is Space.NONE:
         return 0
-    return loops.n2 * loops.n1 * (4 if instruction.reduce else loops.n0)
+    return loops.n3 * loops.n2 * loops.n1 * (4 if instruction.reduce else loops.n0)
+
+
+def tile_rows(instruction: Vector, side: int) -> int:
+    """Writes of tiles' rows that an instruction does."""
+    loops, tile = instruction.loops, instruction.tile
+    if instruction.op or not tile.enable:
+        return 0
+    inner = -(-loops.n1 * loops.n0 // side) if tile.flow else loops.n1
+    return loops.n3 * loops.n2 * inner * side
 
 
 def check(config: MachineConfig, seed: int, count: int, acc_p: float, source_p: float) -> Trace:
@@ -86,15 +103,13 @@ def check(config: MachineConfig, seed: int, count: int, acc_p: float, source_p: 
         source_stall=lambda: rng.random() < source_p,
     )
     assert len(trace.done) == len(trace.taken) == count
-    for name in ("vector", "outbox", "mantissas", "exponents"):
+    for name in ("vector", "outbox", "mask", "mantissas", "exponents"):
         np.testing.assert_array_equal(getattr(machine, name), getattr(expected, name), err_msg=name)
     assert trace.saturated_vector == expected.saturated_vector
     assert trace.saturated_accumulator == expected.saturated_accumulator
     # An instruction is done only when everything up to it has been written.
     needed = [landed(i) for i in instructions]
-    tiles = [
-        i.tile.enable and not i.op and i.loops.n2 * i.loops.n1 * config.side for i in instructions
-    ]
+    tiles = [tile_rows(i, config.side) for i in instructions]
     for n, cycle in enumerate(trace.done):
         before = [w for w in trace.writes if w[0] < cycle]
         assert sum(w[1] != "tile" for w in before) >= sum(needed[: n + 1])
@@ -105,7 +120,7 @@ def check(config: MachineConfig, seed: int, count: int, acc_p: float, source_p: 
 @pytest.mark.parametrize(("acc_p", "source_p"), [(0.0, 0.0), (0.6, 0.0), (0.0, 0.7), (0.5, 0.5)])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_instructions(seed, acc_p, source_p):
-    check(make_config(), seed, 25, acc_p, source_p)
+    check(make_config(mask_rows=32), seed, 25, acc_p, source_p)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +129,9 @@ def test_random_instructions(seed, acc_p, source_p):
         make_config(BF16, bits=6),
         make_config(FloatFormat(3, 2), bits=4),
         make_config(FloatFormat(8, 23), bits=16),
-        make_config(FP24, side=8),
+        make_config(FP24, side=8, mask_rows=80),
         make_config(functions=(Function.EXP2, Function.RECIPROCAL), random=False),
-        make_config(functions=(), post_multiply=False),
+        make_config(functions=(), post_multiply=False, mask_rows=4),
         make_config(functions=()),
         make_config(post_multiply=False),
     ],
@@ -133,7 +148,7 @@ def execute(config, machine, instructions, **kwargs):
     for instruction in instructions:
         reference.execute(expected, instruction)
     trace = run(config, machine, instructions, **kwargs)
-    for name in ("vector", "outbox", "mantissas", "exponents"):
+    for name in ("vector", "outbox", "mask", "mantissas", "exponents"):
         np.testing.assert_array_equal(getattr(machine, name), getattr(expected, name), err_msg=name)
     assert len(trace.done) == len(instructions)
     return trace
@@ -156,7 +171,7 @@ def test_reducing_pass_meets_its_partial_sums_whatever_comes_late(n0, alu):
     rng = np.random.default_rng(n0)
     fmt = config.vector.number
     late = Vector(
-        loops=Loops(1, 2, n0),
+        loops=Loops(n1=2, n0=n0),
         a=Source.ACC,
         alu=alu,
         reduce=1,
@@ -223,10 +238,10 @@ def test_quantiser_latency(side):
     passes: list[Vector] = []
     for n0 in counts:
         tiles = Vector(
-            loops=Loops(1, 3, n0),
+            loops=Loops(n1=3, n0=n0),
             p0=RowStream(Space.VECTOR, base=0, s1=4, s0=1),
             a=Source.P0,
-            tile=TileTarget(1, 2, s1=1),
+            tile=TileTarget(1, base=2, s1=1),
             fence=1,
         )
         passes += [tiles, copying(0, 20, 1)]
@@ -245,12 +260,88 @@ def test_quantiser_latency(side):
         reads, dones = reads[3 * n0 + 1 :], dones[2:]
 
 
+@pytest.mark.parametrize(("n1", "n0"), [(3, 2), (1, 9), (2, 4), (5, 3), (1, 1)])
+def test_rows_flow_into_tiles_without_waits_but_after_the_last(n1, n0):
+    config, side = make_config(functions=(), post_multiply=False, random=False), 4
+    tiles = Vector(
+        loops=Loops(2, 2, n1, n0),
+        p0=RowStream(Space.VECTOR, s3=32, s2=16, s1=n0, s0=1),
+        a=Source.P0,
+        tile=TileTarget(1, 1, base=1, s3=10, s2=5, s1=1),
+    )
+    trace = execute(config, filled(config, np.random.default_rng(10)), [tiles, copying(0, 20, 1)])
+    start, expected = trace.reads[0], []
+    for _ in range(4):
+        rows = n1 * n0
+        expected += range(start, start + rows)
+        start += -(-rows // side) * side
+    assert trace.reads == [*expected, expected[-1] + 1]
+    # Tiles are written one after the other: the last one T cycles after the one before.
+    full = [row for n, row in enumerate(expected) if n % (n1 * n0) % side == side - 1]
+    end = expected[-1] + quantise_latency(side)
+    if full:
+        end = max(end, full[-1] + quantise_latency(side) + side * (full[-1] != expected[-1]))
+    assert trace.done[0] == end + 10 + 1
+
+
+def test_masks_hold_what_is_above_zero_and_are_read_as_numbers():
+    config = make_config(mask_rows=16)
+    fmt = config.vector.number
+    machine = filled(config, np.random.default_rng(11))
+    smallest = 1 << fmt.mantissa_bits
+    # Zeros, not only the canonical one, both signs; the smallest numbers; one.
+    codes = [0, 1, smallest - 1, smallest, fmt.one, fmt.max_code, fmt.sign_bit, 1 << 20]
+    codes += [code | fmt.sign_bit for code in codes[1:]]
+    machine.vector[:4] = np.array([*codes, 0]).reshape(4, 4)
+    write = Vector(
+        loops=Loops(n0=4),
+        p0=RowStream(Space.VECTOR, s0=1),
+        a=Source.P0,
+        target=Target(Space.MASK, 4, s0=2),
+    )
+    read = Vector(
+        loops=Loops(n0=4),
+        p0=RowStream(Space.MASK, base=4, s0=2),
+        p1=RowStream(Space.MASK, transposed=1, base=4, s0=1),
+        a=Source.P0,
+        b=Source.I0,
+        c=Source.P1,
+        alu=Alu.ADD,
+        i0=Immediate(0, fmt.one + (1 << fmt.mantissa_bits)),
+        target=Target(Space.VECTOR, 8, s0=1),
+        fence=1,
+    )
+    trace = execute(config, machine, [write, read])
+    # A fence waits for masks as long as for rows.
+    assert trace.reads[4] == trace.reads[3] + LATENCY["direct"] + 2
+
+
+def test_every_loop_has_its_strides_and_its_mask():
+    config = make_config(mask_rows=32)
+    passes = [
+        Vector(
+            loops=Loops(3, 2, 2, 2),
+            p0=RowStream(Space.VECTOR, base=63, s3=-20, s2=-9, s1=-3, s0=-1),
+            p1=RowStream(Space.MASK, base=0, s3=8, s2=4, s1=2, s0=1),
+            a=Source.P0,
+            c=Source.P1,
+            alu=Alu.ADD,
+            row_mask=Mask(loop, 1),
+            lane_mask=Mask(4 - loop, 2),
+            target=Target(Space.OUTBOX, base=2, s3=10, s2=5, s1=2, s0=1),
+            tile=TileTarget(1, base=23, s3=-8, s2=-4, s1=-1),
+        )
+        for loop in (1, 2, 3)
+    ]
+    execute(config, filled(config, np.random.default_rng(12)), passes)
+
+
 def test_scalars_and_seed_take_effect_at_once():
     config = make_config()
     machine = filled(config, np.random.default_rng(8))
     use = Vector(a=Source.RANDOM, b=Source.I0, i0=Immediate(1, 2), target=Target(Space.VECTOR, 30))
     special = [
-        Vector(op=op, loops=Loops(2, 3, 4), p0=RowStream(Space.VECTOR, 1, base))
+        Vector(op=op, loops=Loops(2, 2, 3, 4), p0=RowStream(Space.VECTOR, 1, base))
         for op, base in ((VectorOp.SCALARS, 20), (VectorOp.SEED, 21))
     ]
     trace = execute(config, machine, [copying(0, 20, 2), *special, use])

@@ -46,14 +46,12 @@ def run(
 
     async def bench(ctx: SimulatorContext) -> None:
         waiting, rows = deque(instructions), deque(acc)
-        ports = [
-            (port, memory)
-            for group, memory in (
-                (dut.vector_read, machine.vector),
-                (dut.inbox_read, machine.inbox),
-            )
-            for port in group
-        ]
+        groups = [(dut.vector_read, machine.vector), (dut.inbox_read, machine.inbox)]
+        targets = [("vector", dut.vector_write), ("outbox", dut.outbox_write)]
+        if config.memory.mask_rows:
+            groups.append((dut.mask_read, machine.mask))
+            targets.append(("mask", dut.mask_write))
+        ports = [(port, memory) for group, memory in groups for port in group]
         coming: list[deque] = [deque([None] * READ_LATENCY) for _ in ports]
         writes: deque = deque([[] for _ in range(WRITE_LATENCY - 1)])
         valid, acc_valid = False, False
@@ -95,7 +93,7 @@ def run(
                 block = memory[first : first + t, q % t] if ctx.get(port.transposed) else memory[q]
                 queue.append(block.copy())
             new: list = []
-            for name, port in (("vector", dut.vector_write), ("outbox", dut.outbox_write)):
+            for name, port in targets:
                 if ctx.get(port.en):
                     address = ctx.get(port.address)
                     trace.writes.append((cycle, name, address))

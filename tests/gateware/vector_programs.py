@@ -25,9 +25,9 @@ from fpgrad.isa.instructions import (
 
 
 def _addresses(loops, stream, i0=None):
-    i2, i1, j = np.indices((loops.n2, loops.n1, loops.n0)).reshape(3, -1)
+    i3, i2, i1, j = np.indices((loops.n3, loops.n2, loops.n1, loops.n0)).reshape(4, -1)
     j = j if i0 is None else i0
-    return stream.base + i2 * stream.s2 + i1 * stream.s1 + j * getattr(stream, "s0", 0)
+    return stream.base + i3 * stream.s3 + i2 * stream.s2 + i1 * stream.s1 + j * stream.s0
 
 
 class Programs:
@@ -35,31 +35,39 @@ class Programs:
 
     def __init__(self, config: MachineConfig, rng: np.random.Generator) -> None:
         self.config, self.rng = config, rng
-        self.dirty: set[int] = set()
+        self.masks = [Space.MASK] if config.memory.mask_rows else []
+        # Places are (memory, row); nothing that is written to the outbox can be read.
+        self.dirty: set[tuple[Space, int]] = set()
 
     def _chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
-    def _walk(self, cls, loops, depth, n0, **fields):
-        """A stream of ``cls`` within ``depth`` rows."""
+    def _depth(self, space):
+        return getattr(self.config.memory, f"{space.name.lower()}_rows")
+
+    def _walk(self, cls, depth, counts, **fields):
+        """A stream of ``cls`` within ``depth`` rows; ``counts`` of its loops, the outermost first."""
         while True:
-            strides = {s: int(self.rng.integers(-5, 6)) for s in ("s2", "s1")}
-            if cls is not TileTarget:
-                strides["s0"] = int(self.rng.choice([0, 1, 1, 1, 2, -1, 3]))
-            reach = [(loops.n2 - 1) * strides["s2"], (loops.n1 - 1) * strides["s1"]]
-            reach.append((n0 - 1) * strides.get("s0", 0))
-            low, high = sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach)
+            strides = self.rng.integers(-5, 6, len(counts))
+            if len(counts) == 4:
+                strides[3] = self.rng.choice([0, 1, 1, 1, 2, -1, 3])
+            reach = (np.array(counts) - 1) * strides
+            low, high = int(reach[reach < 0].sum()), int(reach[reach > 0].sum())
             if high - low < depth:
                 base = int(self.rng.integers(-low, depth - high))
-                return cls(base=base, **strides, **fields)
+                names = ("s3", "s2", "s1", "s0")[: len(counts)]
+                return cls(base=base, **dict(zip(names, strides.tolist(), strict=True)), **fields)
 
     def _stream(self, loops):
-        inbox = self._chance(0.3)
-        depth = self.config.memory.inbox_rows if inbox else self.config.memory.vector_rows
-        space = Space.INBOX if inbox else Space.VECTOR
-        return self._walk(
-            RowStream, loops, depth, loops.n0, space=space, transposed=int(self._chance(0.3))
-        )
+        space = Space(self.rng.choice([Space.VECTOR, Space.VECTOR, Space.INBOX, *self.masks]))
+        counts = (loops.n3, loops.n2, loops.n1, loops.n0)
+        transposed = int(self._chance(0.3))
+        return self._walk(RowStream, self._depth(space), counts, space=space, transposed=transposed)
+
+    def _tile(self, loops, flow):
+        inner = -(-loops.n1 * loops.n0 // self.config.side) if flow else loops.n1
+        counts = (loops.n3, loops.n2, inner)
+        return self._walk(TileTarget, self.config.memory.tiles, counts, enable=1, flow=int(flow))
 
     def _immediate(self):
         if self._chance(0.3):
@@ -67,7 +75,7 @@ class Programs:
         return Immediate(0, int(random_codes(self.config.vector.number, self.rng, 1)[0]))
 
     def _mask(self, limit):
-        loop = int(self.rng.choice([0, 0, 1, 2]))
+        loop = int(self.rng.choice([0, 0, 1, 2, 3]))
         return Mask(loop, int(self.rng.integers(0, limit + 1)))
 
     def _reads(self, loops, stream):
@@ -75,7 +83,7 @@ class Programs:
         if stream.transposed:
             t = self.config.side
             rows = (rows - rows % t)[:, None] + np.arange(t)
-        return set(np.unique(rows).tolist())
+        return {(stream.space, row) for row in np.unique(rows).tolist()}
 
     def special(self):
         """SCALARS or SEED."""
@@ -91,16 +99,15 @@ class Programs:
             return self.special()
         sources = [s for s in Source if s is not Source.RANDOM or config.vector.random]
         functions = [Function.NONE, Function.RELU, *config.vector.functions]
+        spaces = [Space.NONE, Space.VECTOR, Space.VECTOR, Space.OUTBOX]
         while True:
             reduce, tile = self._chance(0.25), self._chance(0.4)
             tile = tile and not reduce
-            low, high = (4, 14) if reduce else (1, t + 1) if tile else (1, 9)
-            n2, n1, n0 = (
-                int(rng.integers(1, 4)),
-                int(rng.integers(1, 4)),
-                int(rng.integers(low, high)),
-            )
-            loops = Loops(n2, n1, n0)
+            flow = tile and self._chance(0.5)
+            low, high = (4, 14) if reduce else (1, t + 1) if tile and not flow else (1, 9)
+            n3, n2, n1 = rng.choice([1, 1, 2, 3], 3).tolist()
+            n0 = int(rng.integers(low, high))
+            loops = Loops(n3, n2, n1, n0)
             a, b, c = (Source(rng.choice(sources)) for _ in range(3))
             if self._chance(0.2):
                 a = Source.ACC
@@ -108,27 +115,27 @@ class Programs:
             if config.vector.post_multiply and self._chance(0.35):
                 d = Source(rng.choice(sources))
             p0, p1 = self._stream(loops), self._stream(loops)
-            space = Space(rng.choice([Space.NONE, Space.VECTOR, Space.VECTOR, Space.OUTBOX]))
-            depth = (
-                config.memory.outbox_rows if space is Space.OUTBOX else config.memory.vector_rows
-            )
-            target = self._walk(Target, loops, depth, 4 if reduce else n0, space=space)
+            space = Space(rng.choice([*spaces, *self.masks]))
+            written_counts = (n3, n2, n1, 4 if reduce else n0)
+            target = Target()
+            if space is not Space.NONE:
+                target = self._walk(Target, self._depth(space), written_counts, space=space)
             in_place = not reduce and Source.P0 in (a, b, c, d) and self._chance(0.2)
-            in_place = in_place and p0.space is Space.VECTOR and not p0.transposed
+            in_place = in_place and p0.space is not Space.INBOX and not p0.transposed
             if in_place:
-                space = Space.VECTOR
-                target = Target(space, p0.base, p0.s2, p0.s1, p0.s0)
-            written: set[int] = set()
-            if space is Space.VECTOR:
-                i0 = np.indices((n2, n1, n0)).reshape(3, -1)[2] % 4 if reduce else None
+                space = p0.space
+                target = Target(space, p0.base, p0.s3, p0.s2, p0.s1, p0.s0)
+            written: set[tuple[Space, int]] = set()
+            if space in (Space.VECTOR, Space.MASK):
+                i0 = np.indices((n3, n2, n1, n0)).reshape(4, -1)[3] % 4 if reduce else None
                 rows = _addresses(loops, target, i0)
-                written = set(rows.tolist())
+                written = {(space, row) for row in rows.tolist()}
                 if in_place and len(written) < len(rows):
                     continue
             used = {a, b, c, d}
-            reads: set[int] = set()
+            reads: set[tuple[Space, int]] = set()
             for source, stream in ((Source.P0, p0), (Source.P1, p1)):
-                if source in used and stream.space is Space.VECTOR:
+                if source in used and stream.space is not Space.INBOX:
                     rows = self._reads(loops, stream)
                     reads |= rows
                     if not (in_place and source is Source.P0) and rows & written:
@@ -157,8 +164,6 @@ class Programs:
             row_mask=self._mask(n0),
             lane_mask=self._mask(t),
             target=target,
-            tile=self._walk(TileTarget, loops, config.memory.tiles, n0, enable=1)
-            if tile
-            else TileTarget(),
+            tile=self._tile(loops, flow) if tile else TileTarget(),
             fence=int(fence),
         )

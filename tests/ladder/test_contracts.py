@@ -7,10 +7,10 @@ import pytest
 from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
 from fpgrad.emulator.timing import PIPELINE
+from fpgrad.gateware.issue import SETTLE, write_latency
 from fpgrad.gateware.matrix import default_acc_rows, drain_latency
 from fpgrad.gateware.memory import WRITE_LATENCY
 from fpgrad.gateware.quantise import quantise_latency
-from fpgrad.gateware.vector import SETTLE, write_latency
 from fpgrad.isa.config import VectorConfig
 
 

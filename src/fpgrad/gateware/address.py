@@ -1,6 +1,9 @@
-"""Loop nests and the addresses that walk them, by addition alone."""
+"""Loop nests and the addresses that walk them, by addition alone.
 
-from amaranth.hdl import Module, Mux, Signal, signed
+Loops are numbered from the inside: loop 0 is the innermost one, and stride 0 belongs to it.
+"""
+
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,60 +11,73 @@ from fpgrad.isa.instructions import COUNT_BITS, ROW_BITS
 
 
 class LoopNest(wiring.Component):
-    """Three nested loops, ``i0`` innermost.
+    """Nested loops.
+
+    Args:
+        levels: how many.
 
     Members:
-        load: take the trip counts ``n2``, ``n1``, ``n0`` (at least 1) and start.
+        load: take the trip ``counts`` (at least 1) and start.
         single: with ``load``, do one iteration whatever the trip counts.
         step: go on to the next iteration.
+        last: for each loop, this iteration is the last one of it.
+        level: the loop that the next step advances; those inside it start again.
+        end: this iteration is the last one of all loops.
         i0: number of the iteration of the innermost loop; stays at 64 and above, its lowest two
             bits go on counting.
-        last0, last1, last2: this iteration is the last one of its loop.
         tail: fewer than four iterations of the innermost loop follow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, levels: int) -> None:
+        self._levels = levels
         super().__init__(
             {
                 "load": In(1),
                 "single": In(1),
-                "n2": In(COUNT_BITS),
-                "n1": In(COUNT_BITS),
-                "n0": In(COUNT_BITS),
+                "counts": In(COUNT_BITS).array(levels),
                 "step": In(1),
+                "last": Out(levels),
+                "level": Out(range(levels)),
+                "end": Out(1),
                 "i0": Out(7),
-                "last0": Out(1),
-                "last1": Out(1),
-                "last2": Out(1),
                 "tail": Out(1),
             }
         )
 
+    @property
+    def levels(self) -> int:
+        """How many loops."""
+        return self._levels
+
     def elaborate(self, platform: object) -> Module:
         """Down counters, whose ends are known one cycle ahead."""
         m = Module()
-        counts = (self.n0, self.n1, self.n2)
-        ends = (self.last0, self.last1, self.last2)
-        advance = (self.step, self.step & self.last0, self.step & self.last0 & self.last1)
-        for loop in range(3):
-            left = Signal(COUNT_BITS, name=f"left{loop}")
-            total = Signal(COUNT_BITS, name=f"total{loop}")
+        # The loops inside this one are at their last iterations.
+        inside: Value = Const(1, 1)
+        m.d.comb += self.level.eq(self._levels - 1)
+        for loop in range(self._levels):
+            left = Signal(COUNT_BITS, name=f"left{loop}", reset_less=True)
+            total = Signal(COUNT_BITS, name=f"total{loop}", reset_less=True)
             following = Signal(COUNT_BITS, name=f"following{loop}")
-            m.d.comb += following.eq(Mux(ends[loop], total, left - 1))
+            m.d.comb += following.eq(Mux(self.last[loop], total, left - 1))
             with m.If(self.load):
-                first = Mux(self.single, 0, counts[loop] - 1)[:COUNT_BITS]
+                first = Mux(self.single, 0, self.counts[loop] - 1)[:COUNT_BITS]
                 m.d.sync += [
                     left.eq(first),
                     total.eq(first),
-                    ends[loop].eq(self.single | (counts[loop] == 1)),
+                    self.last[loop].eq(self.single | (self.counts[loop] == 1)),
                 ]
                 if loop == 0:
-                    m.d.sync += self.tail.eq(self.single | (counts[loop] <= 4))
-            with m.Elif(advance[loop]):
-                m.d.sync += [left.eq(following), ends[loop].eq(following == 0)]
+                    m.d.sync += self.tail.eq(self.single | (self.counts[loop] <= 4))
+            with m.Elif(self.step & inside):
+                m.d.sync += [left.eq(following), self.last[loop].eq(following == 0)]
                 if loop == 0:
                     m.d.sync += self.tail.eq(following < 4)
-        with m.If(self.load | (self.step & self.last0)):
+            with m.If(inside & ~self.last[loop]):
+                m.d.comb += self.level.eq(loop)
+            inside = inside & self.last[loop]
+        m.d.comb += self.end.eq(inside)
+        with m.If(self.load | (self.step & self.last[0])):
             m.d.sync += self.i0.eq(0)
         with m.Elif(self.step):
             m.d.sync += self.i0[:2].eq(self.i0[:2] + 1)
@@ -71,29 +87,27 @@ class LoopNest(wiring.Component):
 
 
 class AddressGenerator(wiring.Component):
-    """``base + i2*s2 + i1*s1 + i0*s0`` for each iteration of a :class:`LoopNest`.
+    """``base`` plus the sum of number times stride of each loop, for each iteration of a :class:`LoopNest`.
 
     Args:
         width: bits of the address; sums wrap, so only the final address must be in range.
+        levels: how many loops.
 
     Members:
-        load: take base and strides; the address is ``base``.
-        step, last0, last1: as in the loop nest.
+        load: take ``base`` and ``strides``; the address is ``base``.
+        step, level: as in the loop nest.
         restart: with ``step`` inside the innermost loop, begin its addresses anew.
     """
 
-    def __init__(self, *, width: int) -> None:
-        self._width = width
+    def __init__(self, *, width: int, levels: int) -> None:
+        self._width, self._levels = width, levels
         super().__init__(
             {
                 "load": In(1),
                 "base": In(ROW_BITS),
-                "s2": In(signed(ROW_BITS)),
-                "s1": In(signed(ROW_BITS)),
-                "s0": In(signed(ROW_BITS)),
+                "strides": In(signed(ROW_BITS)).array(levels),
                 "step": In(1),
-                "last0": In(1),
-                "last1": In(1),
+                "level": In(range(levels)),
                 "restart": In(1),
                 "address": Out(width),
             }
@@ -104,29 +118,38 @@ class AddressGenerator(wiring.Component):
         """Bits of the address."""
         return self._width
 
+    @property
+    def levels(self) -> int:
+        """How many loops."""
+        return self._levels
+
     def elaborate(self, platform: object) -> Module:
-        """One adder; each loop's own start is kept, and advanced when that loop is."""
+        """One adder; where each loop stands is kept, and advanced when that loop is."""
         m = Module()
-        start1, start2 = Signal(self._width), Signal(self._width)
-        s0, s1, s2 = Signal(self._width), Signal(self._width), Signal(self._width)
-        following = Signal(self._width)
-        m.d.comb += following.eq(
-            Mux(self.last0, Mux(self.last1, start2, start1), self.address)
-            + Mux(self.last0, Mux(self.last1, s2, s1), s0)
-        )
+        # Where the loops inside each loop begin; of the innermost one that is the address itself.
+        starts = [self.address]
+        starts += [
+            Signal(self._width, name=f"start{loop}", reset_less=True)
+            for loop in range(1, self._levels)
+        ]
+        origin, stride, following = (Signal(self._width) for _ in range(3))
+        m.d.comb += following.eq(origin + stride)
+        held = [
+            Signal(self._width, name=f"stride{loop}", reset_less=True)
+            for loop in range(self._levels)
+        ]
+        with m.Switch(self.level):
+            for loop in range(self._levels):
+                with m.Case(loop):
+                    m.d.comb += [origin.eq(starts[loop]), stride.eq(held[loop])]
         with m.If(self.load):
-            m.d.sync += [
-                self.address.eq(self.base),
-                start1.eq(self.base),
-                start2.eq(self.base),
-                s0.eq(self.s0),
-                s1.eq(self.s1),
-                s2.eq(self.s2),
-            ]
+            m.d.sync += [start.eq(self.base) for start in starts]
+            m.d.sync += [s.eq(given) for s, given in zip(held, self.strides, strict=True)]
         with m.Elif(self.step):
-            m.d.sync += self.address.eq(Mux(self.restart & ~self.last0, start1, following))
-            with m.If(self.last0):
-                m.d.sync += start1.eq(following)
-                with m.If(self.last1):
-                    m.d.sync += start2.eq(following)
+            m.d.sync += self.address.eq(following)
+            for loop, start in enumerate(starts[1:], 1):
+                with m.If(self.level >= loop):
+                    m.d.sync += start.eq(following)
+            with m.If(self.restart & (self.level == 0)):
+                m.d.sync += self.address.eq(starts[1])
         return m

@@ -4,11 +4,13 @@ from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from fpgrad.gateware.dma import Load, Rows, Store, beat_layout
+from fpgrad.gateware.dma import ReadRows, WriteRows, beat_layout, read_beat_layout
+from fpgrad.gateware.load import Load
 from fpgrad.gateware.matrix import MatrixUnit
 from fpgrad.gateware.memory import ExponentMemory, SkewedMemory
 from fpgrad.gateware.registers import HostPort, Registers, RunCounters
 from fpgrad.gateware.sequencer import Sequencer
+from fpgrad.gateware.store import Store
 from fpgrad.gateware.tokens import TokenChannels
 from fpgrad.gateware.vector import VectorUnit
 from fpgrad.isa.config import MachineConfig
@@ -25,20 +27,22 @@ class Core(wiring.Component):
     Members:
         host: the register port.
         running: a run is going on.
-        read_request, read_beats, write_request, write_beats: the port to external memory.
+        read_request, read_beats, write_request, write_beats, written: the port to external memory.
+        port_error: external memory answered with an error.
     """
 
     def __init__(self, config: MachineConfig) -> None:
         self._config = config
-        beat = beat_layout(config)
         super().__init__(
             {
                 "host": In(HostPort),
                 "running": Out(1),
-                "read_request": Out(stream.Signature(Rows)),
-                "read_beats": In(stream.Signature(beat)),
-                "write_request": Out(stream.Signature(Rows)),
-                "write_beats": Out(stream.Signature(beat)),
+                "read_request": Out(stream.Signature(ReadRows)),
+                "read_beats": In(stream.Signature(read_beat_layout(config))),
+                "write_request": Out(stream.Signature(WriteRows)),
+                "write_beats": Out(stream.Signature(beat_layout(config))),
+                "written": In(1),
+                "port_error": In(1),
             }
         )
 
@@ -118,6 +122,7 @@ class Core(wiring.Component):
         connect(m, wiring.flipped(self.read_beats), load.beats)
         connect(m, store.request, wiring.flipped(self.write_request))
         connect(m, store.beats, wiring.flipped(self.write_beats))
+        m.d.comb += store.written.eq(self.written)
 
         # A run lasts from the cycle after go to the cycle in which every unit is finished.
         running, address_error = Signal(), Signal()
@@ -125,7 +130,7 @@ class Core(wiring.Component):
             m.d.sync += [running.eq(1), address_error.eq(0)]
         with m.Elif(running & Cat(finished).all()):
             m.d.sync += running.eq(0)
-        with m.If(load.error | store.error):
+        with m.If(load.error | store.error | self.port_error):
             m.d.sync += address_error.eq(1)
         quiet = Signal(QUIET_BITS)
         with m.If(~running | ~Cat(stuck).all()):
@@ -158,8 +163,12 @@ class Core(wiring.Component):
         rows = SkewedMemory(width=number.width, depth=depth.vector_rows, side=t, read_ports=2)
         inbox = SkewedMemory(width=number.width, depth=depth.inbox_rows, side=t, read_ports=2)
         outbox = SkewedMemory(width=number.width, depth=depth.outbox_rows, side=t, read_ports=1)
-        tiles = SkewedMemory(width=tile.mantissa_bits, depth=depth.tiles * t, side=t, read_ports=2)
-        exponents = ExponentMemory(width=number.exponent_bits, depth=depth.tiles, read_ports=2)
+        # Tiles that move to and from external memory are read through a port of their own.
+        ports = 3 if depth.tile_dma else 2
+        tiles = SkewedMemory(
+            width=tile.mantissa_bits, depth=depth.tiles * t, side=t, read_ports=ports
+        )
+        exponents = ExponentMemory(width=number.exponent_bits, depth=depth.tiles, read_ports=ports)
         m.submodules.vector_memory = rows
         m.submodules.inbox = inbox
         m.submodules.outbox = outbox
@@ -184,17 +193,26 @@ class Core(wiring.Component):
         write(vector.vector_write, rows.write)
         write(vector.outbox_write, outbox.write)
         write(vector.tile_write, tiles.write)
+        if depth.mask_rows:
+            mask = SkewedMemory(width=1, depth=depth.mask_rows, side=t, read_ports=ports)
+            m.submodules.mask = mask
+            for n in range(2):
+                read(vector.mask_read[n], mask.read[n])
+            write(vector.mask_write, mask.write)
+            if depth.tile_dma:
+                m.d.comb += load.masks_busy.eq(vector.mask_write.en)
+                with m.If(load.masks.en):
+                    write(load.masks, mask.write)
+                connect(m, store.masks, mask.read[2])
         m.d.comb += [
             exponents.write.en.eq(vector.tile_write.exponent_en),
             exponents.write.address.eq(vector.tile_write.exponent_address),
             exponents.write.data.eq(vector.tile_write.exponent),
-            inbox.write.en.eq(load.inbox_write),
-            inbox.write.address.eq(load.inbox_row),
-            outbox.read[0].en.eq(store.outbox_read),
-            outbox.read[0].address.eq(store.outbox_row),
-            *(a.eq(load.inbox_data[k]) for k, a in enumerate(inbox.write.data)),
-            *(store.outbox_data[k].eq(a) for k, a in enumerate(outbox.read[0].data)),
         ]
+        connect(m, load.inbox, inbox.write)
+        connect(m, store.outbox, outbox.read[0])
+        if depth.tile_dma:
+            self._tile_dma(m, load, vector, store, tiles, exponents)
         connect(m, matrix.streamed, tiles.read[0])
         connect(m, matrix.stationary, tiles.read[1])
         connect(m, matrix.streamed_exponent, exponents.read[0])
@@ -203,3 +221,27 @@ class Core(wiring.Component):
         m.d.comb += [matrix.acc.ready.eq(vector.acc.ready), vector.acc.valid.eq(matrix.acc.valid)]
         m.d.comb += vector.acc.flags.eq(matrix.acc.saturated)
         m.d.comb += [a.eq(b) for a, b in zip(vector.acc.codes, matrix.acc.codes, strict=True)]
+
+    def _tile_dma(
+        self,
+        m: Module,
+        load: Load,
+        vector: VectorUnit,
+        store: Store,
+        tiles: SkewedMemory,
+        exponents: ExponentMemory,
+    ) -> None:
+        """LOAD writes in cycles in which the quantiser does not."""
+        write = vector.tile_write
+        m.d.comb += [load.tiles_busy.eq(write.en), load.exponents_busy.eq(write.exponent_en)]
+        with m.If(load.tiles.en):
+            m.d.comb += [tiles.write.en.eq(1), tiles.write.address.eq(load.tiles.address)]
+            m.d.comb += [a.eq(b) for a, b in zip(tiles.write.data, load.tiles.data, strict=True)]
+        with m.If(load.tiles.exponent_en):
+            m.d.comb += [
+                exponents.write.en.eq(1),
+                exponents.write.address.eq(load.tiles.exponent_address),
+                exponents.write.data.eq(load.tiles.exponent),
+            ]
+        connect(m, store.tiles, tiles.read[2])
+        connect(m, store.exponents, exponents.read[2])

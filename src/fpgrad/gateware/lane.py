@@ -41,8 +41,9 @@ class Lane(wiring.Component):
     """A lane. Its control signals come from the vector unit, each in the cycle in which it acts.
 
     Members, by the cycle of the row (see the constants of this module):
-        select: ``vector0``, ``vector1``, ``inbox0``, ``inbox1``, ``accumulated``: what was read;
-            ``p0_inbox``, ``p1_inbox``: which memory a stream reads; ``a`` to ``d``: sources;
+        select: ``vector0``, ``vector1``, ``inbox0``, ``inbox1``, ``mask0``, ``mask1``,
+            ``accumulated``: what was read; ``p0_inbox``, ``p1_inbox``, ``p0_mask``, ``p1_mask``:
+            which memory a stream reads; ``a`` to ``d``: sources;
             ``a_constant`` to ``d_constant``: the operand if its source is not a lane's own;
             ``random_step``, ``seed``: as in :class:`RandomGenerator`; ``row0``: row of stream 0;
             ``d_write``, ``d_write_address``: put operand d into the queue.
@@ -53,23 +54,34 @@ class Lane(wiring.Component):
             operand is the function's value, not the alu's.
         exit: ``take_function``, ``take_post``: where the row comes from (else from the alu);
             ``keep``: it is not masked; ``count``: its saturation counts.
-        exit + 1: ``value``, ``saturated``.
+        exit + 1: ``value``, ``saturated``; ``positive``: the value is greater than 0.
+
+    Without a mask memory nothing is done with ``mask0`` to ``p1_mask``.
     """
 
     def __init__(self, config: MachineConfig) -> None:
         self._config = config
         width, pointer = config.vector.number.width, ceil_log2(QUEUE_DEPTH)
         members = {name: In(width) for name in ("vector0", "vector1", "inbox0", "inbox1")}
-        members |= {"accumulated": In(width), "row0": Out(width)}
+        members |= {"mask0": In(1), "mask1": In(1), "accumulated": In(width), "row0": Out(width)}
         members |= {name: In(3) for name in OPERANDS}
         members |= {f"{name}_constant": In(width) for name in OPERANDS}
         members |= {"function": In(4), "alu": In(3)}
         members |= {"d_write_address": In(pointer), "d_read_address": In(pointer)}
-        controls = ("p0_inbox", "p1_inbox", "random_step", "seed", "d_write", "d_read")
+        controls = (
+            "p0_inbox",
+            "p1_inbox",
+            "p0_mask",
+            "p1_mask",
+            "random_step",
+            "seed",
+            "d_write",
+            "d_read",
+        )
         controls += ("negate_product", "negate_c", "feedback", "hold", "relu", "post_function")
         controls += ("take_function", "take_post", "keep", "count")
         members |= {name: In(1) for name in controls}
-        super().__init__(members | {"value": Out(width), "saturated": Out(1)})
+        super().__init__(members | {"value": Out(width), "positive": Out(1), "saturated": Out(1)})
 
     @property
     def config(self) -> MachineConfig:
@@ -88,6 +100,11 @@ class Lane(wiring.Component):
             self.row0.eq(Mux(self.p0_inbox, self.inbox0, self.vector0)),
             second.eq(Mux(self.p1_inbox, self.inbox1, self.vector1)),
         ]
+        if config.memory.mask_rows:
+            with m.If(self.p0_mask):
+                m.d.comb += self.row0.eq(Mux(self.mask0, fmt.one, 0))
+            with m.If(self.p1_mask):
+                m.d.comb += second.eq(Mux(self.mask1, fmt.one, 0))
         if config.vector.random:
             m.submodules.random = random = RandomGenerator(fmt)
             m.d.comb += [
@@ -188,4 +205,6 @@ class Lane(wiring.Component):
             self.value.eq(Mux(self.keep, last, 0)),
             self.saturated.eq(last_flag & self.keep & self.count),
         ]
+        exponent = self.value[fmt.mantissa_bits : -1]
+        m.d.comb += self.positive.eq(~self.value[-1] & exponent.any())
         return m

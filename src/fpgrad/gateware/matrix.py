@@ -2,8 +2,9 @@
 
 Three parts walk through the products of the instructions, each as far ahead as it may:
 
-* the **scanner** reads the exponents of all k tile pairs of an output tile, one pair a cycle, for the
-  largest, and keeps up to :data:`~fpgrad.gateware.scanner.TOPS` of these maxima ahead of the array;
+* the **scanner** reads the exponents of all ``k2*k1*k0`` tile pairs of an output tile, one pair a
+  cycle, for the largest, and keeps up to :data:`~fpgrad.gateware.scanner.TOPS` of these maxima ahead
+  of the array;
 * the **loader** reads the stationary tile of the next product into the array's shadow registers, T
   rows in T cycles, while the streamer is busy with the product before it;
 * the **streamer** offers ``rows`` rows of the streamed tile to the array, one a cycle.
@@ -65,7 +66,7 @@ def drain_latency(side: int) -> int:
 
 
 def default_acc_rows(side: int) -> int:
-    """Rows of the queue of finished rows: enough for k = 1 at one row a cycle."""
+    """Rows of the queue of finished rows: enough for sums of one product at one row a cycle."""
     return max(32, 4 * side)
 
 

@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Signal, unsigned
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from fpgrad.gateware.address import AddressGenerator, LoopNest
 from fpgrad.isa.encoding import unit_layout
-from fpgrad.isa.instructions import COUNT_BITS, TILE_BITS, Unit
+from fpgrad.isa.instructions import TILE_BITS, Unit
+
+#: The loops of an instruction from the inside, and the strides that belong to them.
+COUNTS = ("k0", "k1", "k2", "n0", "n1", "n2")
+STRIDES = ("t0", "t1", "t2", "s0", "s1", "s2")
 
 
 class ProductWalker(wiring.Component):
-    """The products of an instruction in order: k innermost, then i0, then i1.
+    """The products of an instruction in order: the loops k over the terms of a sum inside the loops n.
 
     Members:
         load, instruction: start with this instruction's first product.
@@ -45,54 +50,31 @@ class ProductWalker(wiring.Component):
         )
 
     def elaborate(self, platform: object) -> Module:
-        """Counters that count down, and an address for each loop that ends."""
+        """One loop nest, an address for each operand."""
         del platform
         m = Module()
         new = self.instruction
-        count = unsigned(COUNT_BITS)
-        k, n0, k_left, n0_left, n1_left = (Signal(count, reset_less=True) for _ in range(5))
-        last_column, last_row = Signal(), Signal()
+        m.submodules.nest = nest = LoopNest(levels=len(COUNTS))
         m.d.comb += [
-            self.last.eq(k_left == 1),
-            last_column.eq(n0_left == 1),
-            last_row.eq(n1_left == 1),
-            self.end.eq(self.last & last_column & last_row),
+            nest.load.eq(self.load),
+            nest.step.eq(self.step),
+            *(count.eq(new[name]) for count, name in zip(nest.counts, COUNTS, strict=True)),
+            self.last.eq(nest.last[:3].all()),
+            self.end.eq(nest.end),
         ]
         with m.If(self.load):
-            m.d.sync += [
-                k.eq(new.k),
-                n0.eq(new.n0),
-                k_left.eq(new.k),
-                n0_left.eq(new.n0),
-                n1_left.eq(new.n1),
-                self.first.eq(1),
-            ]
+            m.d.sync += self.first.eq(1)
         with m.Elif(self.step):
-            m.d.sync += [k_left.eq(k_left - 1), self.first.eq(self.last)]
-            with m.If(self.last):
-                m.d.sync += [k_left.eq(k), n0_left.eq(n0_left - 1)]
-                with m.If(last_column):
-                    m.d.sync += [n0_left.eq(n0), n1_left.eq(n1_left - 1)]
-        for fields, address in (
-            (new.streamed, self.streamed),
-            (new.stationary, self.stationary),
-        ):
-            # Where the i1 and the i0 loop stand.
-            outer, inner, s1, s0, sk = (
-                Signal(unsigned(TILE_BITS), reset_less=True) for _ in range(5)
-            )
-            with m.If(self.load):
-                m.d.sync += [
-                    s1.eq(fields.s1),
-                    s0.eq(fields.s0),
-                    sk.eq(fields.sk),
-                    *(a.eq(fields.base) for a in (outer, inner, address)),
-                ]
-            with m.Elif(self.step):
-                with m.If(~self.last):
-                    m.d.sync += address.eq(address + sk)
-                with m.Elif(~last_column):
-                    m.d.sync += [a.eq(inner + s0) for a in (inner, address)]
-                with m.Else():
-                    m.d.sync += [a.eq(outer + s1) for a in (outer, inner, address)]
+            m.d.sync += self.first.eq(self.last)
+        for name in ("streamed", "stationary"):
+            fields = new[name]
+            m.submodules[name] = walk = AddressGenerator(width=TILE_BITS, levels=len(COUNTS))
+            m.d.comb += [
+                walk.load.eq(self.load),
+                walk.base.eq(fields.base),
+                *(s.eq(fields[stride]) for s, stride in zip(walk.strides, STRIDES, strict=True)),
+                walk.step.eq(self.step),
+                walk.level.eq(nest.level),
+                getattr(self, name).eq(walk.address),
+            ]
         return m

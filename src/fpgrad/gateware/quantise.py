@@ -44,7 +44,10 @@ def tree_stages(side: int) -> int:
 
 
 def quantise_latency(side: int) -> int:
-    """Cycles from a tile's last row to its last row's write."""
+    """Cycles from a tile's last row to its last row's write, unless the tile before is still being written.
+
+    Writes of tiles are at least ``side`` cycles apart.
+    """
     return tree_stages(side) + 3 + side
 
 

@@ -322,3 +322,19 @@ class AluPipeline(wiring.Component):
         with m.Else():
             m.d.sync += [self.result.eq(other3), self.saturated.eq(0)]
         return m
+
+
+def from_byte(m: Module, fmt: FloatFormat, byte: Value) -> Value:
+    """The code of an unsigned byte, in the same cycle."""
+    bits = fmt.mantissa_bits
+    zeros = leading_zeros(byte)
+    normal, exponent = Signal(8), Signal(fmt.exponent_bits + 3)
+    m.d.comb += [normal.eq(byte << zeros), exponent.eq(fmt.bias + 7 - zeros)]
+    packed = Signal(bits + len(exponent))
+    if bits >= 7:
+        m.d.comb += packed.eq(Cat(Const(0, bits - 7), normal[:7], exponent))
+    else:
+        kept, rest = normal[7 - bits : 7], normal[: 7 - bits]
+        m.d.comb += packed.eq(Cat(kept, exponent) + round_up(kept[0], rest))
+    over = packed[bits:] > fmt.max_exponent
+    return finish(fmt, Const(0, 1), ~byte.any(), over, packed)
