@@ -40,14 +40,20 @@ CONFIG = MachineConfig(
     matrix=MatrixConfig(tile=TileFormat(side=4)),
     vector=VectorConfig(functions=(), random=False),
     memory=MemoryConfig(
-        vector_rows=16, tiles=4, inbox_rows=16, outbox_rows=16, dram_rows=64, dram_words_per_cycle=2
+        vector_rows=16,
+        tiles=4,
+        inbox_rows=16,
+        outbox_rows=16,
+        mask_rows=8,
+        dram_rows=64,
+        dram_words_per_cycle=2,
     ),
     control=ControlConfig(4, 4, 4, 4),
 )
 
 
 def program() -> Program:
-    """Two tiles in, their product plus a row out."""
+    """Two tiles in, their product where a mask says so, plus a row, out."""
     inbox = RowStream(Space.INBOX, s1=4, s0=1)
     quantise = Vector(
         loops=Loops(n1=2, n0=4),
@@ -57,13 +63,17 @@ def program() -> Program:
         wait=Tokens(load=1),
         signal=Tokens(matrix=1),
     )
+    mark = Vector(loops=Loops(n0=4), p0=inbox, a=Source.P0, target=Target(Space.MASK, base=4, s0=1))
     add = Vector(
         loops=Loops(n0=4),
         p0=RowStream(Space.INBOX, base=3),
+        p1=RowStream(Space.MASK, transposed=1, base=4, s0=1),
         a=Source.ACC,
+        b=Source.P1,
         c=Source.P0,
         alu=Alu.ADD,
         target=Target(Space.OUTBOX, 2, s0=1),
+        fence=1,
         signal=Tokens(load=1, store=1),
     )
     multiply = Matrix(
@@ -79,7 +89,7 @@ def program() -> Program:
             ),
         ),
         Unit.MATRIX: (multiply,),
-        Unit.VECTOR: (quantise, add),
+        Unit.VECTOR: (quantise, mark, add),
         Unit.STORE: (
             Store(
                 rows=4,
@@ -94,7 +104,7 @@ def program() -> Program:
     units[Unit.VECTOR] += (wait_for_store,)
     none = (0, 0, 0, 0)
     tokens = (none, none, (1, 0, 0, 0), none)
-    return Program(CONFIG, units, {"main": Entry(none, (1, 1, 3, 1), tokens)})
+    return Program(CONFIG, units, {"main": Entry(none, (1, 1, 4, 1), tokens)})
 
 
 def _tile(base: int, transposed: int = 0):
@@ -103,7 +113,9 @@ def _tile(base: int, transposed: int = 0):
 
 def test_a_run_through_the_host_port():
     core, p, steps, bases = Core(CONFIG), program(), 3, [40, 3]
-    words = np.random.default_rng(5).integers(0x3D << 24, 0x41 << 24, (64, 4), dtype=np.uint32)
+    random = np.random.default_rng(5)
+    words = random.integers(0x3D << 24, 0x41 << 24, (64, 4), dtype=np.uint32)
+    words |= random.integers(0, 2, (64, 4), dtype=np.uint32) << 31
     words &= np.uint32(0xFFFFFF00)
     reference = ReferenceExecutor(CONFIG)
     reference.load_program(p)

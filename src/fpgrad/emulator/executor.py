@@ -19,7 +19,9 @@ from fpgrad.isa.layout import layout, values
 from fpgrad.isa.program import Program
 
 #: What :meth:`EmulatorExecutor.dump` and :meth:`EmulatorExecutor.poke` know by name.
-MEMORIES = ("vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram")
+MEMORIES = (
+    "vector", "inbox", "outbox", "mask", "mantissas", "exponents", "scalars", "random", "dram",
+)  # fmt: skip
 
 
 def _numbers(config: MachineConfig) -> dict[str, int]:
@@ -39,6 +41,7 @@ def _numbers(config: MachineConfig) -> dict[str, int]:
         "tiles": memory.tiles,
         "inbox_rows": memory.inbox_rows,
         "outbox_rows": memory.outbox_rows,
+        "mask_rows": memory.mask_rows,
         "dram_rows": memory.dram_rows,
         "ways": config.vector.ways,
     }
@@ -63,7 +66,8 @@ def _check(program: Program) -> None:
         for index, instruction in enumerate(program.units.get(unit, ())):
             where = f"{unit.name.lower()} instruction {index}"
             counts = instruction.loops if isinstance(instruction, Vector) else instruction
-            for name in ("n2", "n1", "n0", "k"):
+            names = ("n3", "n2", "n1", "n0", "k2", "k1", "k0", "count")
+            for name in names if unit in (Unit.MATRIX, Unit.VECTOR) else (*names, "rows"):
                 if getattr(counts, name, 1) < 1:
                     raise ProgramError(f"{where}: {name} must be at least 1, not 0")
             if not isinstance(instruction, Vector):
@@ -206,7 +210,7 @@ class EmulatorExecutor:
         t, m = self.config.side, self.config.memory
         shape = {
             "vector": (m.vector_rows, t), "inbox": (m.inbox_rows, t), "outbox": (m.outbox_rows, t),
-            "mantissas": (m.tiles, t, t), "exponents": (m.tiles,), "dram": (m.dram_rows, t),
+            "mask": (m.mask_rows, t), "mantissas": (m.tiles, t, t), "exponents": (m.tiles,), "dram": (m.dram_rows, t),
         }.get(name, (t,))  # fmt: skip
         try:
             flat = np.ravel_multi_index(index if isinstance(index, tuple) else (index,), shape)

@@ -16,6 +16,9 @@ from fpgrad.isa.program import Program, Symbol
 #: Memories by the space of the symbols that lie in them.
 _SPACE = {"mantissas": "tile", "exponents": "tile"}
 
+#: Memories whose elements are plain integers; the others' are codes.
+_INTEGERS = ("mask", "mantissas", "exponents")
+
 Dump = Mapping[str, NDArray[Any]]
 
 
@@ -41,7 +44,7 @@ def first_difference(a: Dump, b: Dump, program: Program | None = None) -> str | 
         symbol = "" if program is None else _symbol(program, name, index)
         rest = f"; {len(differing)} of {left.size} words differ" if len(differing) > 1 else ""
         values = f"{int(left[index]):#x} and {int(right[index]):#x}"
-        if name in _SPACE:
+        if name in _INTEGERS:
             values = f"{int(left[index])} and {int(right[index])}"
         return f"{name} {_place(name, index)}{symbol}: {values}{rest}"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,7 +59,13 @@ class Inspectable(Executor, Protocol):
     """An executor whose memories can be looked at and changed, for comparisons."""
 
     def dump(self) -> dict[str, NDArray[Any]]:
-        """Every memory as codes: "vector", "inbox", "outbox", "mantissas", "exponents", "scalars", "random", "dram"."""
+        """Every memory by name: codes of "vector", "inbox", "outbox", "mask" (0 and 1), "mantissas", "exponents",
+        "scalars", "random", and the words of "dram".
+        """
+        ...
+
+    def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
+        """Set memories from a dump, or from part of one."""
         ...
 
     def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:

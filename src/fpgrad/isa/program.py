@@ -26,7 +26,7 @@ class Symbol:
     """A tensor of the user's model in a memory of the machine.
 
     Args:
-        space: "vector", "tile", "inbox", "outbox" or "dram".
+        space: "vector", "tile", "mask", "inbox", "outbox" or "dram".
         kind: how elements lie: "tiles" (row-major tiles of T rows), "row" (1, F: T elements a row),
             "column" (N, 1: T samples a row).
         transposed: each tile holds its transpose.

@@ -75,7 +75,9 @@ def _transfer(config: MachineConfig, i: Load | Store, rows: str, base: int) -> N
 
 def _vector(config: MachineConfig, v: Vector) -> None:
     if v.op is not VectorOp.PASS:
-        _rows(config, v.p0.space, v.p0.base, v.p0.base)
+        if v.p0.space is Space.MASK:
+            raise ExecutionError(f"{v.op.name} takes a row of numbers, not of masks")
+        _read(config, v.p0.space, v.p0.base, v.p0.base)
         return
     counts = (v.loops.n3, v.loops.n2, v.loops.n1, v.loops.n0)
     for count in counts:
@@ -92,8 +94,10 @@ def _vector(config: MachineConfig, v: Vector) -> None:
         raise ExecutionError(f"the machine has no function {v.function.name}")
     for source, stream in ((Source.P0, v.p0), (Source.P1, v.p1)):
         if source in used:
-            _rows(config, stream.space, *_extent(stream.base, counts, _strides(stream)))
+            _read(config, stream.space, *_extent(stream.base, counts, _strides(stream)))
     if v.target.space is not Space.NONE:
+        if v.target.space is Space.INBOX:
+            raise ExecutionError("a pass does not write to the inbox; only LOAD does")
         written = (*counts[:3], ways if v.reduce else n0)
         strides = (v.target.s3, v.target.s2, v.target.s1, v.target.s0)
         _rows(config, v.target.space, *_extent(v.target.base, written, strides))
@@ -132,9 +136,15 @@ def _extent(base: int, counts: tuple[int, ...], strides: tuple[int, ...]) -> tup
     return base + sum(e for e in ends if e < 0), base + sum(e for e in ends if e > 0)
 
 
-def _rows(config: MachineConfig, space: Space, low: int, high: int) -> None:
+def _read(config: MachineConfig, space: Space, low: int, high: int) -> None:
     if space is Space.NONE:
         raise ExecutionError("an operand reads a memory stream whose space is NONE")
+    if space is Space.OUTBOX:
+        raise ExecutionError("a pass does not read the outbox; only STORE does")
+    _rows(config, space, low, high)
+
+
+def _rows(config: MachineConfig, space: Space, low: int, high: int) -> None:
     name = space.name.lower()
     _range(name, low, high, getattr(config.memory, f"{name}_rows"))
 

@@ -70,6 +70,7 @@ PUBLIC = """\
 public_flat_rd -module "*.vector_memory" -var "bank_*"
 public_flat_rd -module "*.inbox" -var "bank_*"
 public_flat_rd -module "*.outbox" -var "bank_*"
+public_flat_rd -module "*.mask" -var "bank_*"
 public_flat_rd -module "*.mantissas" -var "bank_*"
 public_flat_rd -module "*.exponents" -var "words"
 public_flat_rd -module "*.mask" -var "bank_*"

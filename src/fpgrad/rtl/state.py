@@ -22,6 +22,7 @@ ROW_MEMORIES = {
     "vector": "vector_memory",
     "inbox": "inbox",
     "outbox": "outbox",
+    "mask": "mask",
     "mantissas": "mantissas",
 }
 
@@ -32,7 +33,7 @@ LANE_REGISTERS = {"scalars": r"vector\.scalar(\d+)", "random": r"lane(\d+)\.rand
 class State:
     """Reads and writes the memories of a Verilated machine, as int64 codes and uint32 words.
 
-    ``vector``, ``inbox``, ``outbox``: (rows, T); ``mantissas``: (tiles, T, T), signed;
+    ``vector``, ``inbox``, ``outbox``, ``mask``: (rows, T); ``mantissas``: (tiles, T, T), signed;
     ``exponents``: (tiles,); ``scalars``, ``random``: (T,); ``dram``: (rows, T) words.
     """
 
@@ -112,6 +113,8 @@ class State:
             raise InvalidArgumentError(f"index {index} is outside {name}: {error}") from error
 
     def _banks(self, name: str) -> list[NDArray[Any]]:
+        if name == "mask" and not self._config.memory.mask_rows:
+            return [np.zeros(0, np.uint8)] * self._t
         return self._find(ROW_MEMORIES[name], r"bank_(\d+)")
 
     def _rows(self, name: str) -> NDArray[np.int64]:

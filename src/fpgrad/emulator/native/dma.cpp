@@ -1,37 +1,145 @@
-// The load and store units: rows between external memory and the buffers.
+// The load and store units: what moves between external memory and the chip.
+#include <bit>
+
 #include "units.hpp"
 
 namespace fpgrad {
 
-static std::int64_t dram_row(const DramAddress& a, const std::int64_t* bases, std::int64_t step) {
+namespace {
+
+std::int64_t dram_row(const DramAddress& a, const std::int64_t* bases, std::int64_t step) {
     return bases[a.reg] + a.offset + step * a.step_stride;
 }
 
+// DRAM rows that the exponents of a block of tiles take: 4*T in a row.
+std::int64_t head_rows(std::int64_t tiles, std::int64_t t) { return (tiles + 4 * t - 1) / (4 * t); }
+
+template <class I> std::int64_t dram_rows(const I& i, std::int64_t t) {
+    return i.kind == TILES ? head_rows(i.rows, t) + i.rows * t / 4 : i.rows;
+}
+
+// Refuses places on chip that are outside their memory.
+template <class I> void check_places(const Machine& m, const I& i, std::int64_t base, int space) {
+    constexpr const char* names[] = {"rows", "bytes", "tiles", "masks"};
+    const std::int64_t rows = i.kind == BYTES ? 4 * i.rows : i.rows;
+    const Extent places(base, {{i.count, i.group_stride}, {rows, i.row_stride}, {i.kind == MASKS ? 32 : 1, 1}});
+    places.check(names[i.kind], i.kind == TILES ? m.config.tiles : m.depth[i.kind == MASKS ? SPACE_MASK : space]);
+}
+
+// The octets of DRAM rows, lowest first, are those of their words in memory.
+static_assert(std::endian::native == std::endian::little);
+
+void put_rows(Machine& m, const Load& i, std::int64_t base, std::int64_t source) {
+    const std::int64_t t = m.config.side;
+    const int shift = m.config.word_shift();
+    const auto read = [&](std::int64_t from, std::int64_t rows, std::int64_t to) {
+        Word* const out = m.row(SPACE_INBOX, to);
+        m.dram.read(from, rows, out);
+        // Words lose their low bits to become codes.
+        if (shift)
+            for (std::int64_t w = 0; w < rows * t; ++w) out[w] = out[w] >> shift << shift;
+    };
+    if (i.row_stride == 1) return read(source, i.rows, base);
+    for (std::int64_t r = 0; r < i.rows; ++r) read(source + r, 1, base + r * i.row_stride);
+}
+
+void put_octets(Machine& m, const Load& i, std::int64_t base, const std::uint8_t* octets, const Word* bytes) {
+    const std::int64_t t = m.config.side;
+    if (i.kind == BYTES) {
+        for (std::int64_t r = 0; r < 4 * i.rows; ++r, octets += t) {
+            Word* const out = m.row(SPACE_INBOX, base + r * i.row_stride);
+            for (std::int64_t lane = 0; lane < t; ++lane) out[lane] = bytes[octets[lane]];
+        }
+    } else if (i.kind == MASKS) {
+        const Word one = m.config.one_word();
+        for (std::int64_t r = 0; r < 32 * i.rows; ++r) {
+            Word* const out = m.row(SPACE_MASK, base + r / 32 * i.row_stride + r % 32);
+            for (std::int64_t lane = 0; lane < t; ++lane) {
+                const std::int64_t bit = r * t + lane;
+                out[lane] = octets[bit / 8] >> bit % 8 & 1 ? one : 0;
+            }
+        }
+    } else {
+        const std::uint8_t* mantissas = octets + head_rows(i.rows, t) * 4 * t;
+        for (std::int64_t r = 0; r < i.rows; ++r, mantissas += t * t) {
+            const std::int64_t tile = base + r * i.row_stride;
+            std::int16_t* const out = m.mantissas.data() + tile * t * t;
+            m.exponents[tile] = octets[r];
+            for (std::int64_t x = 0; x < t * t; ++x) out[x] = static_cast<std::int8_t>(mantissas[x]);
+        }
+    }
+}
+
+void take_octets(Machine& m, const Store& i, std::int64_t base, std::uint8_t* octets) {
+    const std::int64_t t = m.config.side;
+    if (i.kind == MASKS) {
+        for (std::int64_t r = 0; r < 32 * i.rows; ++r) {
+            const Word* const in = m.row(SPACE_MASK, base + r / 32 * i.row_stride + r % 32);
+            for (std::int64_t lane = 0; lane < t; ++lane) {
+                const std::int64_t bit = r * t + lane;
+                octets[bit / 8] = static_cast<std::uint8_t>(octets[bit / 8] | (in[lane] != 0) << bit % 8);
+            }
+        }
+    } else {
+        std::uint8_t* mantissas = octets + head_rows(i.rows, t) * 4 * t;
+        for (std::int64_t r = 0; r < i.rows; ++r, mantissas += t * t) {
+            const std::int64_t tile = base + r * i.row_stride;
+            const std::int16_t* const in = m.mantissas.data() + tile * t * t;
+            octets[r] = static_cast<std::uint8_t>(m.exponents[tile]);
+            for (std::int64_t x = 0; x < t * t; ++x) mantissas[x] = static_cast<std::uint8_t>(in[x]);
+        }
+    }
+}
+
+}  // namespace
+
 void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step) {
     const std::int64_t t = m.config.side;
-    if (i.inbox + i.count * i.rows > m.depth[SPACE_INBOX])
-        outside("inbox", i.inbox, i.inbox + i.count * i.rows - 1, m.depth[SPACE_INBOX]);
-    const std::int64_t source = dram_row(i.source, bases, step);
-    Word* out = m.row(SPACE_INBOX, i.inbox);
+    check_places(m, i, i.target, SPACE_INBOX);
+    const std::int64_t source = dram_row(i.source, bases, step), rows = dram_rows(i, t);
+    Buffer<Word> numbers, words;
     if (i.gather) {
         const std::int64_t index_rows = (i.count + t - 1) / t;
-        Buffer<Word> numbers(static_cast<std::size_t>(index_rows * t));
+        numbers.resize(static_cast<std::size_t>(index_rows * t));
         m.dram.read(dram_row(i.index, bases, step), index_rows, numbers.data());
-        for (std::int64_t n = 0; n < i.count; ++n)
-            m.dram.read(source + std::int64_t{numbers[n]} * i.stride, i.rows, out + n * i.rows * t);
-    } else {
-        for (std::int64_t n = 0; n < i.count; ++n)
-            m.dram.read(source + n * i.stride, i.rows, out + n * i.rows * t);
     }
-    // Words lose their low bits to become codes.
-    if (const int shift = m.config.word_shift())
-        for (std::int64_t w = 0; w < i.count * i.rows * t; ++w) out[w] = out[w] >> shift << shift;
+    Word bytes[256];
+    if (i.kind == BYTES) {
+        const Float f(m.config);
+        for (int x = 0; x < 256; ++x)
+            bytes[x] = static_cast<Word>(f.compose(0, x, f.bias() + f.m).code << m.config.word_shift());
+    }
+    if (i.kind != ROWS) words.resize(static_cast<std::size_t>(rows * t));
+    for (std::int64_t n = 0; n < i.count; ++n) {
+        const std::int64_t from = source + (i.gather ? std::int64_t{numbers[n]} : n) * i.stride;
+        const std::int64_t base = i.target + n * i.group_stride;
+        if (i.kind == ROWS) {
+            put_rows(m, i, base, from);
+        } else {
+            m.dram.read(from, rows, words.data());
+            put_octets(m, i, base, reinterpret_cast<const std::uint8_t*>(words.data()), bytes);
+        }
+    }
 }
 
 void run_store(Machine& m, const Store& i, const std::int64_t* bases, std::int64_t step) {
-    if (i.outbox + i.rows > m.depth[SPACE_OUTBOX])
-        outside("outbox", i.outbox, i.outbox + i.rows - 1, m.depth[SPACE_OUTBOX]);
-    m.dram.write(dram_row(i.target, bases, step), i.rows, m.row(SPACE_OUTBOX, i.outbox));
+    const std::int64_t t = m.config.side;
+    if (i.kind == BYTES) throw Fault("STORE does not write bytes");
+    check_places(m, i, i.source, SPACE_OUTBOX);
+    const std::int64_t target = dram_row(i.target, bases, step), rows = dram_rows(i, t);
+    Buffer<Word> words(static_cast<std::size_t>(i.kind == ROWS ? 0 : rows * t));
+    for (std::int64_t n = 0; n < i.count; ++n) {
+        const std::int64_t base = i.source + n * i.group_stride, to = target + n * i.stride;
+        if (i.kind != ROWS) {
+            std::fill(words.begin(), words.end(), 0);
+            take_octets(m, i, base, reinterpret_cast<std::uint8_t*>(words.data()));
+            m.dram.write(to, rows, words.data());
+        } else if (i.row_stride == 1) {
+            m.dram.write(to, rows, m.row(SPACE_OUTBOX, base));
+        } else {
+            for (std::int64_t r = 0; r < rows; ++r) m.dram.write(to + r, 1, m.row(SPACE_OUTBOX, base + r * i.row_stride));
+        }
+    }
 }
 
 }  // namespace fpgrad

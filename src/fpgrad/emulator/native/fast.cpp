@@ -2,7 +2,9 @@
 #include "fast.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <cstdlib>
 
 #include "smallfloat.hpp"
 #include "units.hpp"
@@ -14,6 +16,8 @@ namespace {
 constexpr std::int64_t WAYS = 4;
 // Fewer rows than this are not worth waking another thread.
 constexpr std::int64_t ROWS_WORTH_A_THREAD = 512;
+// A loop of so many iterations is shared as well as one of more.
+constexpr std::int64_t ENOUGH_PIECES = 32;
 
 struct Exact {
     const Config* config;
@@ -60,11 +64,170 @@ bool odd_word(Word w) {
     return exponent == 0x7F800000 || (exponent == 0 && w != 0);
 }
 
-bool inside(std::int64_t base, const std::int64_t (&n)[3], const std::int64_t (&s)[3], std::int64_t depth) {
-    std::int64_t low = base, high = base;
-    for (int i = 0; i < 3; ++i) (s[i] < 0 ? low : high) += (n[i] - 1) * s[i];
-    return low >= 0 && high < depth;
+// Loops of a nest, the innermost first.
+using Nest = std::array<Loop, LOOPS>;
+
+template <class S> Nest nest(const Loops& n, const S& s) {
+    return {Loop{n.n0, s.s0}, Loop{n.n1, s.s1}, Loop{n.n2, s.s2}, Loop{n.n3, s.s3}};
 }
+
+// Whether strides alone prove that no address comes twice.
+bool distinct(Nest loops) {
+    std::sort(loops.begin(), loops.end(), [](const Loop& x, const Loop& y) { return std::abs(x.s) < std::abs(y.s); });
+    std::int64_t span = 0;
+    for (const auto& [n, s] : loops) {
+        if (n == 1) continue;
+        if (std::abs(s) <= span) return false;
+        span += (n - 1) * std::abs(s);
+    }
+    return true;
+}
+
+bool same(const Nest& x, const Nest& y) {
+    for (int i = 0; i < LOOPS; ++i)
+        if (x[i].n > 1 && x[i].s != y[i].s) return false;
+    return true;
+}
+
+// Calls f(address, outer iteration, row) for every row of a nest.
+template <class F> void each(std::int64_t base, const Nest& loops, F f) {
+    std::int64_t outer = 0, row = 0;
+    for (std::int64_t i3 = 0; i3 < loops[3].n; ++i3)
+        for (std::int64_t i2 = 0; i2 < loops[2].n; ++i2)
+            for (std::int64_t i1 = 0; i1 < loops[1].n; ++i1, ++outer)
+                for (std::int64_t i0 = 0; i0 < loops[0].n; ++i0, ++row)
+                    f(base + i3 * loops[3].s + i2 * loops[2].s + i1 * loops[1].s + i0 * loops[0].s, outer, row);
+}
+
+// The reference reads every operand before it writes anything; a kernel writes row by row. Strides prove most passes
+// harmless; for the others, a table has for each address of the target who writes it first.
+void find_conflicts(const Vector& v, PassPlan& plan, std::int64_t side) {
+    const Loops& n = v.loops;
+    if (v.tile.enable) {
+        const Nest tiles{Loop{1, 0}, Loop{v.inner_tiles(side), v.tile.s1}, Loop{n.n2, v.tile.s2},
+                         Loop{n.n3, v.tile.s3}};
+        if (!distinct(tiles)) plan.splittable = plan.independent = false;
+    }
+    if (v.target.space == SPACE_NONE) return;
+    Nest written = nest(n, v.target);
+    if (v.reduce) written[0].n = WAYS, plan.independent = false;
+    const Extent extent = rows_extent({n.n3, n.n2, n.n1, written[0].n}, v.target);
+    const auto meeting = [&](int source, const RowStream& s) {
+        return v.uses(source) && s.space == v.target.space && !s.transposed && extent.meets(rows_extent(n, s));
+    };
+    const auto in_place = [&](const RowStream& s) {
+        return !v.reduce && s.base == v.target.base && same(written, nest(n, s));
+    };
+    bool harmless = distinct(written);
+    for (const auto& [source, s] : {std::pair{P0, &v.p0}, std::pair{P1, &v.p1}})
+        if (meeting(source, *s) && !in_place(*s)) harmless = false;
+    if (harmless) return;
+
+    // The row that writes an address first, one up; 0: none. For a reducing pass, the last of the iteration.
+    std::vector<std::int64_t> first(static_cast<std::size_t>(extent.high - extent.low + 1), 0), outer(first);
+    each(v.target.base, written, [&](std::int64_t address, std::int64_t iteration, std::int64_t row) {
+        const std::int64_t at = address - extent.low;
+        if (first[at] == 0) {
+            first[at] = v.reduce ? (iteration + 1) * n.n0 : row + 1, outer[at] = iteration;
+            return;
+        }
+        plan.independent = false;
+        if (outer[at] != iteration) plan.splittable = false;
+    });
+    for (const auto& [source, s] : {std::pair{P0, &v.p0}, std::pair{P1, &v.p1}}) {
+        if (!meeting(source, *s)) continue;
+        each(s->base, nest(n, *s), [&](std::int64_t address, std::int64_t iteration, std::int64_t row) {
+            const std::int64_t at = address - extent.low;
+            if (address < extent.low || address > extent.high || first[at] == 0) return;
+            if (first[at] < row + 1) plan.buffered = true;
+            if (first[at] != row + 1) plan.independent = false;
+            if (outer[at] != iteration) plan.splittable = false;
+        });
+    }
+}
+
+// Makes the nest of a planned pass as shallow as it gets, and says which loop threads may share.
+class Nesting {
+  public:
+    Nesting(PassPlan& plan, std::int64_t side) : plan_(plan), p_(plan.args), side_(side) {}
+
+    void simplify() {
+        if (p_.row_limit >= p_.n[0]) p_.row_mask_loop = MASK_NEVER;
+        if (p_.lane_limit >= side_) p_.lane_mask_loop = MASK_NEVER;
+        for (int* loop : {&p_.row_mask_loop, &p_.lane_mask_loop})
+            if (*loop > 0 && p_.n[*loop] == 1) *loop = MASK_ALWAYS;
+        if (p_.flow) {
+            if (mergeable(0)) merge(0);
+            if (mergeable(2)) merge(2);
+            // Rows that fill their tiles need no flow.
+            if (p_.n[1] == 1 && p_.n[0] % side_ == 0 && p_.row_mask_loop == MASK_NEVER) {
+                p_.flow = false, p_.n[1] = p_.n[0] / side_, p_.n[0] = side_;
+                for (Rows* r : rows_) r->s[1] = side_ * r->s[0];
+            }
+        }
+        if (!p_.flow) {
+            for (int j = 3; j >= 1; --j)
+                if (p_.n[j] == 1) remove(j);
+            if (p_.n[0] == 1 && flat() && p_.lane_mask_loop != 1) remove(0);
+            for (int j = 2; j >= 0; --j)
+                if (mergeable(j)) merge(j), remove(j + 1);
+        }
+        choose_split();
+    }
+
+  private:
+    // Whether the innermost loop is like any other.
+    bool flat() const { return !p_.tiled && !p_.reduce && p_.row_mask_loop == MASK_NEVER; }
+
+    bool mergeable(int j) const {
+        if (p_.n[j + 1] == 1) return false;
+        for (int loop : {p_.row_mask_loop, p_.lane_mask_loop})
+            if (loop == j || loop == j + 1) return false;
+        for (const Rows* r : rows_)
+            if (r->s[j + 1] != p_.n[j] * r->s[j]) return false;
+        if (j == 0)
+            return p_.flow ? p_.row_mask_loop == MASK_NEVER : flat() && (plan_.independent || !plan_.splittable);
+        return !p_.tiled || p_.tile_s[j + 1] == p_.n[j] * p_.tile_s[j];
+    }
+
+    void merge(int j) {
+        p_.n[j] *= p_.n[j + 1], p_.n[j + 1] = 1;
+        if (j == 0 && !plan_.independent) plan_.splittable = false;
+    }
+
+    void remove(int j) {
+        for (int k = j; k < LOOPS; ++k) {
+            const bool last = k == LOOPS - 1;
+            p_.n[k] = last ? 1 : p_.n[k + 1];
+            p_.tile_s[k] = last ? 0 : p_.tile_s[k + 1];
+            for (Rows* r : rows_) r->s[k] = last ? 0 : r->s[k + 1];
+        }
+        for (int* loop : {&p_.row_mask_loop, &p_.lane_mask_loop})
+            if (*loop >= j) *loop = *loop == j ? MASK_ALWAYS : *loop - 1;
+    }
+
+    void choose_split() {
+        std::int64_t most = 1;
+        for (int j = LOOPS - 1; j >= 0; --j) {
+            std::int64_t unit = 1;
+            bool allowed = plan_.splittable && !(p_.flow && j == 1);
+            if (j == 0) {
+                allowed = plan_.independent && p_.row_mask_loop == MASK_NEVER && !p_.reduce;
+                if (p_.flow && p_.n[1] == 1)
+                    unit = side_;
+                else
+                    allowed = allowed && !p_.tiled;
+            }
+            const std::int64_t pieces = std::min<std::int64_t>(p_.n[j] / unit, ENOUGH_PIECES);
+            if (allowed && pieces > most) most = pieces, plan_.split = j, plan_.split_unit = unit;
+        }
+    }
+
+    PassPlan& plan_;
+    PassArgs& p_;
+    const std::int64_t side_;
+    Rows* const rows_[5] = {&p_.a, &p_.b, &p_.c, &p_.d, &p_.target};
+};
 
 }  // namespace
 
@@ -87,14 +250,14 @@ FastPath::FastPath(Machine& machine, const Kernels& kernels, Pool& pool)
     for (int s = 1; s < SPACES; ++s) odd_[s].assign(m_.depth[s], 0);
     for (auto& row : constants_) row.assign(c.side, 0);
     std::fill(constants_[ONE].begin(), constants_[ONE].end(), 0x3F800000);
-    for (auto& made : made_) made.assign(c.tiles, 0);
+    made_.assign(c.tiles, 0);
 }
 
 void FastPath::plan(const Program& program) {
     program_ = &program;
     passes_.clear(), matrices_.clear();
     for (const Vector& v : program.vector) passes_.push_back(covered_ ? plan_pass(v) : PassPlan{});
-    for (const Matrix& i : program.matrix) matrices_.push_back(covered_ && plan_matrix(i));
+    for (const Matrix& i : program.matrix) matrices_.push_back(covered_ ? plan_matrix(i) : MatrixPlan{});
 }
 
 PassPlan FastPath::plan_pass(const Vector& v) const {
@@ -103,23 +266,25 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
     const std::int64_t t = m_.config.side;
     if (v.op != OP_PASS) return plan;
     for (const auto& [source, s] : {std::pair{P0, &v.p0}, std::pair{P1, &v.p1}})
-        if (v.uses(source) && (s->space == SPACE_NONE ||
-                               !inside(s->base, {n.n2, n.n1, n.n0}, {s->s2, s->s1, s->s0}, m_.depth[s->space])))
-            return plan;
+        if (v.uses(source) && (s->space == SPACE_NONE || !rows_extent(n, *s).inside(m_.depth[s->space]))) return plan;
     if (v.function > RELU && m_.config.tables[v.function].base.empty()) return plan;
     if (v.reduce && (n.n0 < WAYS || v.function != NONE || v.d != ONE || v.row_mask.loop || v.lane_mask.loop))
         return plan;
     if (v.target.space != SPACE_NONE &&
-        !inside(v.target.base, {n.n2, n.n1, v.reduce ? WAYS : n.n0}, {v.target.s2, v.target.s1, v.target.s0},
-                m_.depth[v.target.space]))
+        !rows_extent({n.n3, n.n2, n.n1, v.reduce ? WAYS : n.n0}, v.target).inside(m_.depth[v.target.space]))
         return plan;
-    if (v.tile.enable && (v.reduce || n.n0 > t ||
-                          !inside(v.tile.base, {n.n2, n.n1, 1}, {v.tile.s2, v.tile.s1, 0}, m_.config.tiles)))
+    if (v.tile.enable &&
+        (v.reduce || (n.n0 > t && !v.tile.flow) || !tiles_extent(v, t).inside(m_.config.tiles)))
         return plan;
-    if (v.target.space == SPACE_NONE && n.n0 > t) return plan;  // the kernel's own buffer holds one tile
 
+    find_conflicts(v, plan, t);
     PassArgs& p = plan.args;
-    p.n2 = n.n2, p.n1 = n.n1, p.n0 = n.n0;
+    p.n[3] = n.n3, p.n[2] = n.n2, p.n[1] = n.n1, p.n[0] = n.n0;
+    const Rows by_row{nullptr, {t, n.n0 * t, n.n1 * n.n0 * t, n.n2 * n.n1 * n.n0 * t}};
+    Rows streams[SOURCES];
+    if (v.uses(P0)) streams[P0] = plan_stream(n, v.p0, plan.transposing[0]);
+    if (v.uses(P1)) streams[P1] = plan_stream(n, v.p1, plan.transposing[1]);
+    streams[ACC] = streams[RANDOM] = by_row;
     // A factor of one is no product, a factor of zero is zero.
     int a = static_cast<int>(v.a), b = static_cast<int>(v.b);
     if (a == ONE) std::swap(a, b);
@@ -129,79 +294,61 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
     p.reduce = v.reduce;
     plan.sources[0] = a, plan.sources[1] = b, plan.sources[2] = static_cast<int>(v.c);
     plan.sources[3] = static_cast<int>(v.d);
+    p.a = streams[a], p.b = streams[b], p.c = streams[v.c], p.d = streams[v.d];
+    if (v.target.space != SPACE_NONE)
+        p.target = plan.buffered
+                       ? by_row
+                       : Rows{nullptr, {v.target.s0 * t, v.target.s1 * t, v.target.s2 * t, v.target.s3 * t}};
+    p.to_mask = v.target.space == SPACE_MASK;
     p.negate_product = v.negate_product ? 0x80000000 : 0, p.negate_c = v.negate_c ? 0x80000000 : 0;
     p.alu = static_cast<int>(v.alu), p.function = static_cast<int>(v.function);
     p.table = &tables_[v.function];
-    p.row_mask_loop = static_cast<int>(v.row_mask.loop), p.lane_mask_loop = static_cast<int>(v.lane_mask.loop);
+    p.row_mask_loop = v.row_mask.loop ? static_cast<int>(v.row_mask.loop) : MASK_NEVER;
+    p.lane_mask_loop = v.lane_mask.loop ? static_cast<int>(v.lane_mask.loop) : MASK_NEVER;
     p.row_limit = v.row_mask.limit, p.lane_limit = std::min(v.lane_mask.limit, t);
-    p.tile_s2 = v.tile.s2, p.tile_s1 = v.tile.s1;
+    p.tiled = v.tile.enable, p.flow = v.tile.enable && v.tile.flow;
+    p.tile_s[3] = v.tile.s3, p.tile_s[2] = v.tile.s2, p.tile_s[1] = v.tile.s1;
     p.mantissa_bits = m_.config.mantissa_bits;
     p.slow_row = slow_row, p.slow_tile = slow_tile;
+    Nesting(plan, t).simplify();
+    plan.run = kernels_.pass(static_cast<int>(t), p);
     plan.ok = true;
-    find_conflicts(v, plan);
     return plan;
 }
 
-// The reference reads every operand before it writes anything; a kernel writes row by row.
-void FastPath::find_conflicts(const Vector& v, PassPlan& plan) const {
-    const Loops& n = v.loops;
-    plan.splittable = !v.reduce;
-    if (v.tile.enable) {
-        std::vector<std::uint8_t> seen(m_.config.tiles, 0);
-        for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-                if (seen[v.tile.base + i2 * v.tile.s2 + i1 * v.tile.s1]++) plan.splittable = false;
-    }
-    if (v.target.space == SPACE_NONE) return;
-    if (v.tile.enable && v.target.s0 == 0 && n.n0 > 1) plan.buffered = true;
-    // The outer iteration and the row at which each address is first written, one up; 0: never.
-    std::vector<std::int64_t> first(m_.depth[v.target.space], 0), outer(m_.depth[v.target.space], 0);
-    const auto each = [&](auto f) {
-        for (std::int64_t i2 = 0, row = 1; i2 < n.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-                for (std::int64_t i0 = 0; i0 < n.n0; ++i0, ++row) f(i2, i1, i0, row);
-    };
-    each([&](auto i2, auto i1, auto i0, auto row) {
-        if (v.reduce && i0 < n.n0 - WAYS) return;
-        const std::int64_t at =
-            v.target.base + i2 * v.target.s2 + i1 * v.target.s1 + (v.reduce ? i0 % WAYS : i0) * v.target.s0;
-        if (first[at] == 0) first[at] = row, outer[at] = i2 * n.n1 + i1;
-        else if (outer[at] != i2 * n.n1 + i1) plan.splittable = false;
-    });
-    for (const auto& [source, s] : {std::pair{P0, &v.p0}, std::pair{P1, &v.p1}}) {
-        if (!v.uses(source) || s->space != v.target.space || s->transposed) continue;
-        each([&](auto i2, auto i1, auto i0, auto row) {
-            const std::int64_t at = s->base + i2 * s->s2 + i1 * s->s1 + i0 * s->s0;
-            if (first[at] == 0) return;
-            if (first[at] < row) plan.buffered = true;
-            if (outer[at] != i2 * n.n1 + i1) plan.splittable = false;
-        });
-    }
+// The rows of a stream as a kernel finds them.
+Rows FastPath::plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const {
+    const std::int64_t t = m_.config.side;
+    if (!s.transposed) return {nullptr, {s.s0 * t, s.s1 * t, s.s2 * t, s.s3 * t}};
+    const bool aligned = (n.n3 == 1 || s.s3 % t == 0) && (n.n2 == 1 || s.s2 % t == 0) && (n.n1 == 1 || s.s1 % t == 0);
+    const bool by_tile = n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned;
+    transposing = by_tile ? PassPlan::BY_TILE : PassPlan::BY_ROW;
+    const std::int64_t each = by_tile ? t : n.n0;
+    return {nullptr, {t, each * t, n.n1 * each * t, n.n2 * n.n1 * each * t}};
 }
 
-Rows FastPath::stream(const Loops& n, const RowStream& s, Buffer<Word>& scratch) const {
+Word* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const {
     const std::int64_t t = m_.config.side;
     Word* const memory = m_.rows[s.space].data();
-    if (!s.transposed) return {memory + s.base * t, s.s2 * t, s.s1 * t, s.s0 * t};
-    const bool aligned = (n.n2 == 1 || s.s2 % t == 0) && (n.n1 == 1 || s.s1 % t == 0);
-    if (n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned) {
-        scratch.resize(n.n2 * n.n1 * t * t);
-        Word* out = scratch.data();
-        for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < n.n1; ++i1, out += t * t)
-                kernels_.transpose(t, t, memory + (s.base - s.base % t + i2 * s.s2 + i1 * s.s1) * t, t, out);
-        return {scratch.data() + s.base % t * t, n.n1 * t * t, t * t, t};
-    }
-    scratch.resize(n.n2 * n.n1 * n.n0 * t);
+    if (how == PassPlan::NOT) return memory + s.base * t;
+    const std::int64_t outer = n.n3 * n.n2 * n.n1;
+    scratch.resize(static_cast<std::size_t>(outer * (how == PassPlan::BY_TILE ? t : n.n0) * t));
     Word* out = scratch.data();
-    for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-        for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-            for (std::int64_t i0 = 0; i0 < n.n0; ++i0) {
-                const std::int64_t at = s.base + i2 * s.s2 + i1 * s.s1 + i0 * s.s0;
-                const Word* column = memory + (at - at % t) * t + at % t;
-                for (std::int64_t lane = 0; lane < t; ++lane) *out++ = column[lane * t];
-            }
-    return {scratch.data(), n.n1 * n.n0 * t, n.n0 * t, t};
+    const Nest loops = nest(n, s);
+    if (how == PassPlan::BY_TILE) {
+        Nest tiles = loops;
+        tiles[0] = {1, 0};
+        each(s.base - s.base % t, tiles, [&](std::int64_t at, std::int64_t, std::int64_t) {
+            kernels_.transpose(t, t, memory + at * t, t, out);
+            out += t * t;
+        });
+        return scratch.data() + s.base % t * t;
+    }
+    each(s.base, loops, [&](std::int64_t at, std::int64_t, std::int64_t) {
+        const Word* column = memory + (at - at % t) * t + at % t;
+        for (std::int64_t lane = 0; lane < t; ++lane) *out++ = column[lane * t];
+    });
+    return scratch.data();
 }
 
 bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
@@ -210,17 +357,16 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
     if (!plan.ok || reads_odd(v)) return false;
     const Loops& n = v.loops;
     const std::int64_t t = m_.config.side, rows = v.rows();
-    const Rows by_row{nullptr, n.n1 * n.n0 * t, n.n0 * t, t};
-    Rows streams[SOURCES];
+    Word* data[SOURCES];
     for (const auto& [source, i] : {std::pair{I0, &v.i0}, std::pair{I1, &v.i1}}) {
         if (!v.uses(source)) continue;
         const Word word = i->scalar ? m_.scalars[i->value] : static_cast<Word>(i->value << m_.config.word_shift());
         if (odd_word(word)) return false;
         std::fill(constants_[source].begin(), constants_[source].end(), word);
     }
-    for (int source : {ZERO, ONE, I0, I1}) streams[source] = {constants_[source].data(), 0, 0, 0};
-    if (v.uses(P0)) streams[P0] = stream(n, v.p0, scratch_[0]);
-    if (v.uses(P1)) streams[P1] = stream(n, v.p1, scratch_[1]);
+    for (int source : {ZERO, ONE, I0, I1}) data[source] = constants_[source].data();
+    if (v.uses(P0)) data[P0] = transpose(n, v.p0, plan.transposing[0], scratch_[0]);
+    if (v.uses(P1)) data[P1] = transpose(n, v.p1, plan.transposing[1], scratch_[1]);
     if (v.uses(ACC)) {
         const Word* words;
         const std::uint8_t* over;
@@ -228,99 +374,85 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
         std::int64_t sum = 0;
         for (std::int64_t r = 0; r < rows; ++r) sum += over[r];
         m_.saturated_accumulator += sum;
-        streams[ACC] = by_row, streams[ACC].data = const_cast<Word*>(words);
+        data[ACC] = const_cast<Word*>(words);
     }
     if (v.uses(RANDOM)) {
-        random_rows_.resize(rows * t);
+        random_rows_.resize(static_cast<std::size_t>(rows * t));
         for (std::int64_t r = 0; r < rows; ++r)
             for (std::int64_t lane = 0; lane < t; ++lane) {
                 Word& x = m_.random[lane];
                 x ^= x << 13, x ^= x >> 17, x ^= x << 5;
                 random_rows_[r * t + lane] = 0x3F800000 | x >> 17 << 8;
             }
-        streams[RANDOM] = by_row, streams[RANDOM].data = random_rows_.data();
+        data[RANDOM] = random_rows_.data();
     }
     PassArgs& p = plan.args;
-    p.a = streams[plan.sources[0]], p.b = streams[plan.sources[1]], p.c = streams[plan.sources[2]];
-    p.d = streams[plan.sources[3]];
-    p.target = {};
-    if (v.target.space != SPACE_NONE) {
-        if (plan.buffered) {
-            buffered_rows_.resize(rows * t);
-            p.target = by_row, p.target.data = buffered_rows_.data();
-        } else {
-            p.target = {m_.row(v.target.space, v.target.base), v.target.s2 * t, v.target.s1 * t, v.target.s0 * t};
-        }
+    p.a.data = data[plan.sources[0]], p.b.data = data[plan.sources[1]], p.c.data = data[plan.sources[2]];
+    p.d.data = data[plan.sources[3]];
+    if (plan.buffered) {
+        buffered_rows_.resize(static_cast<std::size_t>(rows * t));
+        p.target.data = buffered_rows_.data();
+    } else if (v.target.space != SPACE_NONE) {
+        p.target.data = m_.row(v.target.space, v.target.base);
     }
-    p.tiles = v.tile.enable ? m_.mantissas.data() + v.tile.base * t * t : nullptr;
+    p.tiles = m_.mantissas.data() + v.tile.base * t * t;
     p.exponents = m_.exponents.data() + v.tile.base;
     const Exact exact{&m_.config, &v};
     p.context = &exact;
-    if (plan.splittable && pool_.threads() > 1 && rows >= ROWS_WORTH_A_THREAD && n.n2 * n.n1 > 1)
-        split_pass(p, saturated);
+    if (plan.split >= 0 && pool_.threads() > 1 && rows >= ROWS_WORTH_A_THREAD)
+        split_pass(plan, saturated);
     else
-        saturated += kernels_.pass(static_cast<int>(t), p);
-    if (plan.buffered) {
-        const std::int64_t kept = v.reduce ? WAYS : n.n0;
-        for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-                for (std::int64_t i0 = n.n0 - kept; i0 < n.n0; ++i0) {
-                    const std::int64_t way = v.reduce ? i0 % WAYS : i0;
-                    std::copy_n(p.target.at(i2, i1, way), t,
-                                m_.row(v.target.space, v.target.base + i2 * v.target.s2 + i1 * v.target.s1 +
-                                                           way * v.target.s0));
-                }
-    }
+        saturated += plan.run(p);
+    if (plan.buffered) write_buffered(v);
     if (v.target.space != SPACE_NONE && odd_count_[v.target.space]) clear_odd(v);
-    if (v.tile.enable)
-        for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-                for (auto& made : made_) made[v.tile.base + i2 * v.tile.s2 + i1 * v.tile.s1] = 0;
+    if (v.tile.enable) forget_forms(v);
     return true;
 }
 
-void FastPath::split_pass(const PassArgs& args, std::int64_t& saturated) {
-    const bool outer = args.n2 > 1;
-    const std::int64_t n = outer ? args.n2 : args.n1;
-    const int parts = pool_.chunks(n);
-    std::vector<std::int64_t> counts(parts, 0);
+// Rows that lay aside go where they belong.
+void FastPath::write_buffered(const Vector& v) {
+    const std::int64_t t = m_.config.side;
+    Nest written = nest(v.loops, v.target);
+    if (v.reduce) written[0].n = WAYS;
+    each(v.target.base, written, [&](std::int64_t address, std::int64_t outer, std::int64_t row) {
+        // The last of a reducing pass's ways may not be the last in order: each is where its number says.
+        const std::int64_t from = v.reduce ? outer * v.loops.n0 + row % WAYS : row;
+        std::copy_n(buffered_rows_.data() + from * t, t, m_.row(v.target.space, address));
+    });
+}
+
+void FastPath::split_pass(const PassPlan& plan, std::int64_t& saturated) {
+    const int loop = plan.split;
+    const std::int64_t unit = plan.split_unit, n = plan.args.n[loop], units = (n + unit - 1) / unit;
+    const int parts = pool_.chunks(units);
+    std::atomic<std::int64_t> sum{0};
     pool_.run(parts, [&](int, int part) {
-        const std::int64_t from = n * part / parts, to = n * (part + 1) / parts;
-        PassArgs mine = args;
-        (outer ? mine.n2 : mine.n1) = to - from;
+        const std::int64_t from = units * part / parts * unit, to = std::min(n, units * (part + 1) / parts * unit);
+        PassArgs mine = plan.args;
+        mine.n[loop] = to - from;
         for (Rows* r : {&mine.a, &mine.b, &mine.c, &mine.d, &mine.target})
-            if (r->data) r->data += from * (outer ? r->s2 : r->s1);
-        if (mine.tiles) {
-            const std::int64_t tile = from * (outer ? mine.tile_s2 : mine.tile_s1);
+            if (r->data) r->data += from * r->s[loop];
+        if (mine.tiled) {
+            const std::int64_t tile = loop ? from * mine.tile_s[loop] : from / unit * mine.tile_s[1];
             mine.tiles += tile * m_.config.side * m_.config.side, mine.exponents += tile;
         }
         // Masks hold on the last iteration of the whole loop only.
-        if (to != n) {
-            const int loop = outer ? 2 : 1;
-            if (mine.row_mask_loop == loop) mine.row_mask_loop = 0;
-            if (mine.lane_mask_loop == loop) mine.lane_mask_loop = 0;
-        }
-        counts[part] = kernels_.pass(m_.config.side, mine);
+        for (int* mask : {&mine.row_mask_loop, &mine.lane_mask_loop})
+            if (to != n && *mask == loop) *mask = MASK_NEVER;
+        sum += plan.run(mine);
     });
-    for (std::int64_t count : counts) saturated += count;
+    saturated += sum;
 }
 
 bool FastPath::stream_odd(const Loops& n, const RowStream& s) const {
     if (odd_count_[s.space] == 0) return false;
     const std::int64_t t = m_.config.side;
-    for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-        for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-            for (std::int64_t i0 = 0; i0 < n.n0; ++i0) {
-                std::int64_t at = s.base + i2 * s.s2 + i1 * s.s1 + i0 * s.s0;
-                if (s.transposed) {
-                    at -= at % t;
-                    for (std::int64_t row = 0; row < t; ++row)
-                        if (odd_[s.space][at + row]) return true;
-                } else if (odd_[s.space][at]) {
-                    return true;
-                }
-            }
-    return false;
+    bool odd = false;
+    each(s.base, nest(n, s), [&](std::int64_t at, std::int64_t, std::int64_t) {
+        const auto* const row = odd_[s.space].data() + (s.transposed ? at - at % t : at);
+        for (std::int64_t r = 0; r < (s.transposed ? t : 1); ++r) odd |= row[r];
+    });
+    return odd;
 }
 
 bool FastPath::reads_odd(const Vector& v) const {
@@ -338,29 +470,45 @@ void FastPath::mark(int space, std::int64_t first, std::int64_t rows) {
 }
 
 void FastPath::clear_odd(const Vector& v) {
+    Nest written = nest(v.loops, v.target);
+    if (v.reduce) written[0].n = WAYS;
+    each(v.target.base, written, [&](std::int64_t address, std::int64_t, std::int64_t) {
+        mark(static_cast<int>(v.target.space), address, 1);
+    });
+}
+
+void FastPath::forget_forms(const Vector& v) {
     const Loops& n = v.loops;
-    for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-        for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-            for (std::int64_t i0 = 0; i0 < (v.reduce ? WAYS : n.n0); ++i0)
-                mark(static_cast<int>(v.target.space),
-                     v.target.base + i2 * v.target.s2 + i1 * v.target.s1 + i0 * v.target.s0, 1);
+    const Nest tiles{Loop{v.inner_tiles(m_.config.side), v.tile.s1}, Loop{n.n2, v.tile.s2}, Loop{n.n3, v.tile.s3},
+                     Loop{1, 0}};
+    each(v.tile.base, tiles, [&](std::int64_t tile, std::int64_t, std::int64_t) { made_[tile] = 0; });
 }
 
 void FastPath::written(const Vector& v) {
     if (!covered_ || v.op != OP_PASS) return;
     if (v.target.space != SPACE_NONE) clear_odd(v);
-    if (v.tile.enable)
-        for (auto& made : made_) std::fill(made.begin(), made.end(), 0);
+    if (v.tile.enable) forget_forms(v);
 }
 
 void FastPath::written(const Load& l) {
-    if (covered_) mark(SPACE_INBOX, l.inbox, l.count * l.rows);
+    if (!covered_ || l.kind == MASKS) return;
+    const std::int64_t rows = l.kind == BYTES ? 4 * l.rows : l.rows;
+    for (std::int64_t n = 0; n < l.count; ++n) {
+        const std::int64_t base = l.target + n * l.group_stride;
+        if (l.kind == TILES) {
+            for (std::int64_t r = 0; r < rows; ++r) made_[base + r * l.row_stride] = 0;
+        } else if (l.row_stride == 1) {
+            mark(SPACE_INBOX, base, rows);
+        } else {
+            for (std::int64_t r = 0; r < rows; ++r) mark(SPACE_INBOX, base + r * l.row_stride, 1);
+        }
+    }
 }
 
 void FastPath::written_by_host() {
     if (!covered_) return;
     for (int s = 1; s < SPACES; ++s) mark(s, 0, m_.depth[s]);
-    for (auto& made : made_) std::fill(made.begin(), made.end(), 0);
+    std::fill(made_.begin(), made_.end(), 0);
 }
 
 }  // namespace fpgrad

@@ -1,23 +1,38 @@
 // The fast path for machines of fp24 with tiles of side 4, 8 or 16: plans made once a program, kernels run by them.
 //
 // What a plan does not cover goes the way of the reference (units.hpp), instruction by instruction: other
-// formats, sums that might saturate on the way, rows with words that the machine never makes itself, and
-// the rare options that no kernel has.
+// formats, rows with words that the machine never makes itself, and the rare options that no kernel has.
 #pragma once
 
 #include "kernels.hpp"
 #include "machine.hpp"
 #include "pool.hpp"
+#include "units.hpp"
 
 namespace fpgrad {
 
 // What is known of a vector pass before it runs.
 struct PassPlan {
+    // How a stream of transposed rows is made into rows.
+    enum Transposing { NOT, BY_TILE, BY_ROW };
+
     bool ok = false;
-    bool buffered = false;   // results lie aside until every row is read
-    bool splittable = false; // no iteration of (i2, i1) touches what another writes
+    bool buffered = false;     // results lie aside until every row is read
+    bool splittable = true;    // no iteration of (i3, i2, i1) touches what another writes
+    bool independent = true;   // nor does any row
+    int split = -1;            // the loop whose iterations threads share
+    std::int64_t split_unit = 1;
     PassArgs args{};
-    int sources[4] = {};     // of a, b, c, d after simplification
+    PassFunction run = nullptr;
+    int sources[4] = {};       // of a, b, c, d after simplification
+    Transposing transposing[2] = {NOT, NOT};
+};
+
+// What is known of a matrix instruction: where the tiles of each term are, counted from those of the first.
+struct MatrixPlan {
+    bool ok = false;
+    bool may_saturate = false;  // on the way: the order of sums may matter
+    std::vector<std::int32_t> left, right;
 };
 
 class FastPath {
@@ -34,19 +49,33 @@ class FastPath {
     void written_by_host();
 
   private:
+    // What a thread needs for an output tile.
+    struct Scratch {
+        std::vector<std::int32_t> exponents;
+        std::vector<Product> order;
+        std::vector<std::uint8_t> clamped;
+    };
+
     PassPlan plan_pass(const Vector& v) const;
-    bool plan_matrix(const Matrix& i) const;
-    void find_conflicts(const Vector& v, PassPlan& plan) const;
+    Rows plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const;
+    MatrixPlan plan_matrix(const Matrix& i) const;
     bool reads_odd(const Vector& v) const;
     bool stream_odd(const Loops& n, const RowStream& s) const;
     void mark(int space, std::int64_t first, std::int64_t rows);
-    Rows stream(const Loops& n, const RowStream& s, Buffer<Word>& scratch) const;
-    void split_pass(const PassArgs& args, std::int64_t& saturated);
+    Word* transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const;
+    void write_buffered(const Vector& v);
+    void split_pass(const PassPlan& plan, std::int64_t& saturated);
     void clear_odd(const Vector& v);
-    void build_forms(const Matrix& i);
+    void forget_forms(const Vector& v);
+    void build_forms(const Matrix& i, const MatrixPlan& plan);
     const std::int16_t* form(int which, std::int64_t tile);
-    void output_tile(const Matrix& i, std::int64_t i1, std::int64_t i0, Word* words, std::uint8_t* over,
-                     std::vector<Product>& order) const;
+    void output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t number, Word* words, std::uint8_t* over,
+                     Scratch& scratch) const;
+    void sum_terms(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right, std::int64_t rows,
+                   std::int64_t from, std::int64_t to, std::int32_t top, std::int32_t* sums, Scratch& scratch) const;
+    bool sum_in_order(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right, std::int64_t rows,
+                      std::int64_t from, std::int64_t to, std::int32_t top, std::int32_t* sums,
+                      Scratch& scratch) const;
 
     Machine& m_;
     const Kernels& kernels_;
@@ -55,15 +84,15 @@ class FastPath {
     bool covered_;  // whether the formats are those of the kernels
     FastTable tables_[FUNCTIONS];
     std::vector<PassPlan> passes_;
-    std::vector<bool> matrices_;
+    std::vector<MatrixPlan> matrices_;
     // Rows that hold a word that the kernels do not take.
     std::vector<std::uint8_t> odd_[SPACES];
     std::int64_t odd_count_[SPACES] = {};
     // Tiles in the order that products read them: transposed rows, pairs, pairs of the transposed.
     enum { LEFT_TRANSPOSED, RIGHT, RIGHT_TRANSPOSED, FORMS };
     Buffer<std::int16_t> forms_[FORMS];
-    std::vector<std::uint8_t> made_[FORMS];
-    std::vector<std::vector<Product>> orders_;
+    std::vector<std::uint8_t> made_;  // a bit for each form of a tile
+    std::vector<Scratch> scratches_;
     Buffer<Word> scratch_[2], random_rows_, buffered_rows_, constants_[SOURCES];
 };
 

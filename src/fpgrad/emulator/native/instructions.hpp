@@ -24,20 +24,25 @@ struct Tokens {
 };
 
 struct RowStream {
-    Leaf space = 0, transposed = 0, base = 0, s2 = 0, s1 = 0, s0 = 0;
+    Leaf space = 0, transposed = 0, base = 0, s3 = 0, s2 = 0, s1 = 0, s0 = 0;
     template <class F> void visit(F f) {
-        f("space", space), f("transposed", transposed), f("base", base), f("s2", s2), f("s1", s1), f("s0", s0);
+        f("space", space), f("transposed", transposed), f("base", base);
+        f("s3", s3), f("s2", s2), f("s1", s1), f("s0", s0);
     }
 };
 
 struct Target {
-    Leaf space = 0, base = 0, s2 = 0, s1 = 0, s0 = 0;
-    template <class F> void visit(F f) { f("space", space), f("base", base), f("s2", s2), f("s1", s1), f("s0", s0); }
+    Leaf space = 0, base = 0, s3 = 0, s2 = 0, s1 = 0, s0 = 0;
+    template <class F> void visit(F f) {
+        f("space", space), f("base", base), f("s3", s3), f("s2", s2), f("s1", s1), f("s0", s0);
+    }
 };
 
 struct TileTarget {
-    Leaf enable = 0, base = 0, s2 = 0, s1 = 0;
-    template <class F> void visit(F f) { f("enable", enable), f("base", base), f("s2", s2), f("s1", s1); }
+    Leaf enable = 0, flow = 0, base = 0, s3 = 0, s2 = 0, s1 = 0;
+    template <class F> void visit(F f) {
+        f("enable", enable), f("flow", flow), f("base", base), f("s3", s3), f("s2", s2), f("s1", s1);
+    }
 };
 
 struct Immediate {
@@ -51,8 +56,9 @@ struct Mask {
 };
 
 struct Loops {
-    Leaf n2 = 1, n1 = 1, n0 = 1;
-    template <class F> void visit(F f) { f("n2", n2), f("n1", n1), f("n0", n0); }
+    Leaf n3 = 1, n2 = 1, n1 = 1, n0 = 1;
+    template <class F> void visit(F f) { f("n3", n3), f("n2", n2), f("n1", n1), f("n0", n0); }
+    Leaf count() const { return n3 * n2 * n1 * n0; }
 };
 
 // Calls f with a prefixed name for every field of a group.
@@ -82,25 +88,39 @@ struct Vector {
         visit_group("wait", wait, f), visit_group("signal", signal, f);
     }
     bool uses(int source) const { return a == source || b == source || c == source || d == source; }
-    Leaf rows() const { return loops.n2 * loops.n1 * loops.n0; }
+    Leaf rows() const { return loops.count(); }
+    // Tiles for each (i3, i2).
+    Leaf inner_tiles(Leaf side) const {
+        return tile.flow ? (loops.n1 * loops.n0 + side - 1) / side : loops.n1;
+    }
     Leaf acc_rows() const { return op == OP_PASS && uses(ACC) ? rows() : 0; }
 };
 
 struct TileStream {
-    Leaf transposed = 0, base = 0, s1 = 0, s0 = 0, sk = 0;
+    Leaf transposed = 0, base = 0, s2 = 0, s1 = 0, s0 = 0, t2 = 0, t1 = 0, t0 = 0;
     template <class F> void visit(F f) {
-        f("transposed", transposed), f("base", base), f("s1", s1), f("s0", s0), f("sk", sk);
+        f("transposed", transposed), f("base", base), f("s2", s2), f("s1", s1), f("s0", s0);
+        f("t2", t2), f("t1", t1), f("t0", t0);
     }
 };
 
 struct Matrix {
-    Leaf n1 = 1, n0 = 1, k = 1, rows = 0;
+    Leaf n2 = 1, n1 = 1, n0 = 1, k2 = 1, k1 = 1, k0 = 1, rows = 0;
     TileStream streamed, stationary;
     Tokens wait, signal;
     template <class F> void visit(F f) {
-        f("n1", n1), f("n0", n0), f("k", k), f("rows", rows);
+        f("n2", n2), f("n1", n1), f("n0", n0), f("k2", k2), f("k1", k1), f("k0", k0), f("rows", rows);
         visit_group("streamed", streamed, f), visit_group("stationary", stationary, f);
         visit_group("wait", wait, f), visit_group("signal", signal, f);
+    }
+    Leaf outputs() const { return n2 * n1 * n0; }
+    Leaf terms() const { return k2 * k1 * k0; }
+    // The first tile of output tile `number`, and how far from it the tiles of term `k` are.
+    Leaf first(const TileStream& s, Leaf number) const {
+        return s.base + number / (n1 * n0) * s.s2 + number / n0 % n1 * s.s1 + number % n0 * s.s0;
+    }
+    Leaf offset(const TileStream& s, Leaf k) const {
+        return k / (k1 * k0) * s.t2 + k / k0 % k1 * s.t1 + k % k0 * s.t0;
     }
 };
 
@@ -110,26 +130,29 @@ struct DramAddress {
 };
 
 struct Load {
-    Leaf count = 1, rows = 1;
+    Leaf kind = 0, count = 1, rows = 1;
     DramAddress source;
     Leaf stride = 0, gather = 0;
     DramAddress index;
-    Leaf inbox = 0;
+    Leaf target = 0, group_stride = 0, row_stride = 1;
     Tokens wait, signal;
     template <class F> void visit(F f) {
-        f("count", count), f("rows", rows), visit_group("source", source, f), f("stride", stride);
-        f("gather", gather), visit_group("index", index, f), f("inbox", inbox);
+        f("kind", kind), f("count", count), f("rows", rows), visit_group("source", source, f), f("stride", stride);
+        f("gather", gather), visit_group("index", index, f), f("target", target);
+        f("group_stride", group_stride), f("row_stride", row_stride);
         visit_group("wait", wait, f), visit_group("signal", signal, f);
     }
 };
 
 struct Store {
-    Leaf rows = 1, outbox = 0;
+    Leaf kind = 0, count = 1, rows = 1, source = 0, group_stride = 0, row_stride = 1;
     DramAddress target;
+    Leaf stride = 0;
     Tokens wait, signal;
     template <class F> void visit(F f) {
-        f("rows", rows), f("outbox", outbox), visit_group("target", target, f);
-        visit_group("wait", wait, f), visit_group("signal", signal, f);
+        f("kind", kind), f("count", count), f("rows", rows), f("source", source);
+        f("group_stride", group_stride), f("row_stride", row_stride), visit_group("target", target, f);
+        f("stride", stride), visit_group("wait", wait, f), visit_group("signal", signal, f);
     }
 };
 

@@ -9,14 +9,19 @@
 
 namespace fpgrad {
 
-// Rows by an affine nest: data + i2*s2 + i1*s1 + i0*s0, strides in words.
+constexpr int LOOPS = 4;
+
+// Rows by an affine nest: data + i3*s[3] + i2*s[2] + i1*s[1] + i0*s[0], strides in words.
 struct Rows {
-    std::uint32_t* data;
-    std::int64_t s2, s1, s0;
-    std::uint32_t* at(std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
-        return data + i2 * s2 + i1 * s1 + i0 * s0;
+    std::uint32_t* data = nullptr;
+    std::int64_t s[LOOPS] = {};
+    std::uint32_t* at(std::int64_t i3, std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
+        return data + i3 * s[3] + i2 * s[2] + i1 * s[1] + i0 * s[0];
     }
 };
+
+// The last iteration of a loop, 0 to 3; or always, or never.
+enum MaskLoop : int { MASK_ALWAYS = -2, MASK_NEVER = -1 };
 
 // A function table in the form of the kernels: base << 16 | slope, and how an argument is cut.
 struct FastTable {
@@ -25,18 +30,22 @@ struct FastTable {
 };
 
 struct PassArgs {
-    std::int64_t n2, n1, n0;
-    Rows a, b, c, d, target;  // target.data may be null when a tile is written
+    std::int64_t n[LOOPS];
+    Rows a, b, c, d, target;  // target.data is null when only tiles are written
     bool multiply, post_multiply, reduce;
+    bool to_mask;  // the target keeps whether results are above 0
     std::uint32_t negate_product, negate_c;  // the sign bit, or 0
     int alu, function;
     const FastTable* table;
+    // On the last iteration of a loop, rows or lanes from a limit on are zero.
     int row_mask_loop, lane_mask_loop;
     std::int64_t row_limit, lane_limit;
-    // Tiles, T*T mantissas each, by i2 and i1; null when none are written.
+    // Tiles, T*T mantissas each: one for each (i3, i2, i1), or with `flow` as many for each (i3, i2) as the rows of
+    // both inner loops fill.
+    bool tiled, flow;
     std::int16_t* tiles;
     std::int32_t* exponents;
-    std::int64_t tile_s2, tile_s1;
+    std::int64_t tile_s[LOOPS];  // of loops 3, 2 and 1
     int mantissa_bits;
     // Recomputes one row exactly, for numbers near the ends of the range: returns its saturated elements among
     // the first `lanes` lanes. `first`: the result is the product itself.
@@ -55,11 +64,14 @@ struct Product {
     std::int32_t shift;         // left shift of the sum before this product
 };
 
+// Runs a pass; returns saturated elements.
+using PassFunction = std::int64_t (*)(const PassArgs& args);
+
 struct Kernels {
     const char* name;
     bool (*supported)();
-    // Runs a pass for tiles of side T = 4, 8 or 16; returns saturated elements.
-    std::int64_t (*pass)(int side, const PassArgs& args);
+    // The function for passes with these options and tiles of side T = 4, 8 or 16.
+    PassFunction (*pass)(int side, const PassArgs& args);
     // sums[r*T + lane] of `rows` rows, shifted by `last` in the end.
     void (*products)(int side, const Product* products, std::int64_t count, std::int64_t rows, int last,
                      std::int32_t* sums);

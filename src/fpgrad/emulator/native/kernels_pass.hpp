@@ -105,90 +105,132 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     using F = typename A::F;
     static constexpr int V = T / N;
 
+    static bool masked(int loop, std::int64_t (&i)[LOOPS], const PassArgs& p) {
+        return loop >= 0 ? i[loop] == p.n[loop] - 1 : loop == MASK_ALWAYS;
+    }
+
     static std::int64_t plain(const PassArgs& p) {
         std::int64_t saturated = 0;
-        alignas(64) std::uint32_t scratch[T * T];
+        alignas(64) std::uint32_t tile_rows[T * T];
         alignas(64) std::int32_t all[T], partial[T];
-        for (int i = 0; i < T; ++i) all[i] = -1, partial[i] = i < p.lane_limit ? -1 : 0;
-        const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
-        const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
-        const bool relu = p.function == RELU;
-        for (std::int64_t i2 = 0; i2 < p.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < p.n1; ++i1) {
-                const bool last1 = i1 == p.n1 - 1, last2 = i2 == p.n2 - 1;
-                const bool rows_masked = p.row_mask_loop && (p.row_mask_loop == 1 ? last1 : last2);
-                const bool lanes_masked = p.lane_mask_loop && (p.lane_mask_loop == 1 ? last1 : last2);
-                const std::int64_t live = rows_masked && p.row_limit < p.n0 ? p.row_limit : p.n0;
-                const std::int32_t* mask = lanes_masked ? partial : all;
-                const std::uint32_t *a = p.a.at(i2, i1, 0), *b = p.b.at(i2, i1, 0), *c = p.c.at(i2, i1, 0),
-                                    *d = p.d.at(i2, i1, 0);
-                std::uint32_t* const first = p.target.data ? p.target.at(i2, i1, 0) : scratch;
-                const std::int64_t stride = p.target.data ? p.target.s0 : T;
-                std::uint32_t* out = first;
+        for (int x = 0; x < T; ++x) all[x] = -1, partial[x] = x < p.lane_limit ? -1 : 0;
+        std::int64_t i[LOOPS] = {};
+        for (i[3] = 0; i[3] < p.n[3]; ++i[3])
+            for (i[2] = 0; i[2] < p.n[2]; ++i[2]) {
+                std::int64_t tile = i[3] * p.tile_s[3] + i[2] * p.tile_s[2], filled = 0;
                 I largest = {};
-                for (std::int64_t i0 = 0; i0 < live; ++i0) {
-                    typename A::Range range;
-                    I result[V];
-                    for (int v = 0; v < V; ++v) {
-                        F x = (F)A::load(a + v * N);
-                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
-                        x = (F)((I)x ^ np);
-                        if constexpr (ALU != ALU_PASS)
-                            x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), range);
-                        if constexpr (TABLED) {
-                            x = A::evaluate(p.function, *p.table, x, range);
-                        } else if (relu) {
-                            x = (F)((I)x & (I)(x > 0));
-                        }
-                        if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range);
-                        result[v] = (I)(x + 0.0f) & A::load(mask + v * N);
+                const auto finish = [&] {
+                    quantise(p, tile_rows, filled, largest, p.tiles + tile * T * T, p.exponents + tile);
+                    tile += p.tile_s[1], filled = 0, largest = I{};
+                };
+                for (i[1] = 0; i[1] < p.n[1]; ++i[1]) {
+                    const bool lanes_masked = masked(p.lane_mask_loop, i, p);
+                    const std::int64_t live =
+                        masked(p.row_mask_loop, i, p) && p.row_limit < p.n[0] ? p.row_limit : p.n[0];
+                    for (std::int64_t i0 = 0; i0 < p.n[0];) {
+                        const bool dead = i0 >= live;
+                        std::int64_t count = (dead ? p.n[0] : live) - i0;
+                        if (p.tiled && count > T - filled) count = T - filled;
+                        std::uint32_t* const keep = tile_rows + filled * T;
+                        i[0] = i0;
+                        if (dead)
+                            zero(p, i, count, keep);
+                        else
+                            saturated += rows(p, i, count, lanes_masked, lanes_masked ? partial : all, keep, largest);
+                        i0 += count;
+                        if (!p.tiled) continue;
+                        filled += count;
+                        if (filled == T) finish();
                     }
-                    if (__builtin_expect(range.bad(), 0)) {
-                        alignas(64) std::uint32_t exact[T];
-                        saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
-                        for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & A::load(mask + v * N);
-                    }
-                    for (int v = 0; v < V; ++v) {
-                        A::store(out + v * N, result[v]);
-                        largest = A::larger(largest, result[v] & ABS);
-                    }
-                    a += p.a.s0, b += p.b.s0, c += p.c.s0, d += p.d.s0, out += stride;
+                    if (p.tiled && !p.flow && filled) finish();
                 }
-                for (std::int64_t i0 = live; i0 < p.n0; ++i0, out += stride)
-                    for (int v = 0; v < V; ++v) A::store(out + v * N, I{});
-                if (p.tiles) {
-                    const std::int64_t tile = i2 * p.tile_s2 + i1 * p.tile_s1;
-                    quantise(p, first, stride, largest, p.tiles + tile * T * T, p.exponents + tile);
-                }
+                if (p.tiled && filled) finish();
             }
         return saturated;
     }
 
-    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t stride, I largest,
-                         std::int16_t* tile, std::int32_t* exponent) {
+    // Rows from i on along the innermost loop, to the target and, when tiles are written, to `keep`.
+    static std::int64_t rows(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count,
+                             bool lanes_masked, const std::int32_t* mask, std::uint32_t* keep, I& largest) {
+        std::int64_t saturated = 0;
+        alignas(64) std::uint32_t nowhere[T];
+        const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
+        const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
+        const bool relu = p.function == RELU;
+        const std::uint32_t *a = p.a.at(i[3], i[2], i[1], i[0]), *b = p.b.at(i[3], i[2], i[1], i[0]),
+                            *c = p.c.at(i[3], i[2], i[1], i[0]), *d = p.d.at(i[3], i[2], i[1], i[0]);
+        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nowhere;
+        const std::int64_t stride = p.target.data ? p.target.s[0] : 0;
+        for (std::int64_t row = 0; row < count; ++row) {
+            typename A::Range range;
+            I result[V];
+            for (int v = 0; v < V; ++v) {
+                F x = (F)A::load(a + v * N);
+                if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
+                x = (F)((I)x ^ np);
+                if constexpr (ALU != ALU_PASS)
+                    x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), range);
+                if constexpr (TABLED) {
+                    x = A::evaluate(p.function, *p.table, x, range);
+                } else if (relu) {
+                    x = (F)((I)x & (I)(x > 0));
+                }
+                if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range);
+                result[v] = (I)(x + 0.0f) & A::load(mask + v * N);
+            }
+            if (__builtin_expect(range.bad(), 0)) {
+                alignas(64) std::uint32_t exact[T];
+                saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
+                for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & A::load(mask + v * N);
+            }
+            for (int v = 0; v < V; ++v) {
+                if (p.tiled) {
+                    A::store(keep + v * N, result[v]);
+                    largest = A::larger(largest, result[v] & ABS);
+                }
+                if (p.to_mask) result[v] = (I)A::one() & (I)((F)result[v] > 0);
+                A::store(out + v * N, result[v]);
+            }
+            a += p.a.s[0], b += p.b.s[0], c += p.c.s[0], d += p.d.s[0], out += stride, keep += T;
+        }
+        return saturated;
+    }
+
+    static void zero(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count, std::uint32_t* keep) {
+        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nullptr;
+        for (std::int64_t row = 0; row < count; ++row)
+            for (int v = 0; v < V; ++v) {
+                if (out) A::store(out + row * p.target.s[0] + v * N, I{});
+                if (p.tiled) A::store(keep + row * T + v * N, I{});
+            }
+    }
+
+    // `count` rows, and zeros up to T of them, to a tile.
+    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int16_t* tile,
+                         std::int32_t* exponent) {
         std::int32_t top = 0;
-        for (int i = 0; i < N; ++i) top = largest[i] > top ? largest[i] : top;
+        for (int x = 0; x < N; ++x) top = largest[x] > top ? largest[x] : top;
         top >>= 23;
         const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
-        if (top == 0 || field > 254) {
-            p.slow_tile(p.context, in, stride, p.n0, tile, exponent);
+        *exponent = top;
+        if (top == 0) {
+            __builtin_memset(tile, 0, T * T * sizeof *tile);
             return;
         }
-        *exponent = top;
+        if (field > 254) {
+            p.slow_tile(p.context, in, T, count, tile, exponent);
+            return;
+        }
         const F scale = (F)A::splat(field << 23), magic = F{} + 12582912.0f;
         const I limit = A::splat((1 << (p.mantissa_bits - 1)) - 1);
-        for (std::int64_t i0 = 0; i0 < T; ++i0, in += stride)
-            for (int v = 0; v < V; ++v) {
-                I m = {};
-                if (i0 < p.n0) {
-                    // Adding 1.5 * 2**23 rounds to an integer, ties to even.
-                    m = (I)((F)A::load(in + v * N) * scale + magic) - 0x4B400000;
-                    m = m > limit ? limit : m;
-                    m = m < -limit ? -limit : m;
-                }
-                *reinterpret_cast<typename A::LooseH*>(tile + i0 * T + v * N) =
-                    __builtin_convertvector(m, typename A::H);
-            }
+        for (std::int64_t x = 0; x < count * T; x += N) {
+            // Adding 1.5 * 2**23 rounds to an integer, ties to even.
+            I m = (I)((F)A::load(in + x) * scale + magic) - 0x4B400000;
+            m = m > limit ? limit : m;
+            m = m < -limit ? -limit : m;
+            *reinterpret_cast<typename A::LooseH*>(tile + x) = __builtin_convertvector(m, typename A::H);
+        }
+        __builtin_memset(tile + count * T, 0, (T - count) * T * sizeof *tile);
     }
 
     // Reducing passes: no function, no masks, no operand d (the others go the exact way).
@@ -198,38 +240,40 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
         const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
         alignas(64) std::uint32_t ring[WAYS][T];
-        for (std::int64_t i2 = 0; i2 < p.n2; ++i2)
-            for (std::int64_t i1 = 0; i1 < p.n1; ++i1) {
-                const std::uint32_t *a = p.a.at(i2, i1, 0), *b = p.b.at(i2, i1, 0);
-                for (std::int64_t i0 = 0; i0 < p.n0; ++i0, a += p.a.s0, b += p.b.s0) {
-                    std::uint32_t* const way = ring[i0 % WAYS];
-                    const bool first = i0 < WAYS;
-                    typename A::Range range;
-                    I result[V];
-                    for (int v = 0; v < V; ++v) {
-                        F x = (F)A::load(a + v * N);
-                        if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
-                        x = (F)((I)x ^ np);
-                        if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), range);
-                        result[v] = (I)(x + 0.0f);
+        for (std::int64_t i3 = 0; i3 < p.n[3]; ++i3)
+            for (std::int64_t i2 = 0; i2 < p.n[2]; ++i2)
+                for (std::int64_t i1 = 0; i1 < p.n[1]; ++i1) {
+                    const std::uint32_t *a = p.a.at(i3, i2, i1, 0), *b = p.b.at(i3, i2, i1, 0);
+                    for (std::int64_t i0 = 0; i0 < p.n[0]; ++i0, a += p.a.s[0], b += p.b.s[0]) {
+                        std::uint32_t* const way = ring[i0 % WAYS];
+                        const bool first = i0 < WAYS;
+                        typename A::Range range;
+                        I result[V];
+                        for (int v = 0; v < V; ++v) {
+                            F x = (F)A::load(a + v * N);
+                            if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
+                            x = (F)((I)x ^ np);
+                            if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), range);
+                            result[v] = (I)(x + 0.0f);
+                        }
+                        if (__builtin_expect(range.bad(), 0)) {
+                            alignas(64) std::uint32_t exact[T];
+                            saturated += p.slow_row(p.context, a, b, way, nullptr, first, T, exact);
+                            for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N);
+                        }
+                        for (int v = 0; v < V; ++v) A::store(way + v * N, result[v]);
                     }
-                    if (__builtin_expect(range.bad(), 0)) {
-                        alignas(64) std::uint32_t exact[T];
-                        saturated += p.slow_row(p.context, a, b, way, nullptr, first, T, exact);
-                        for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N);
-                    }
-                    for (int v = 0; v < V; ++v) A::store(way + v * N, result[v]);
+                    if (!p.target.data) continue;
+                    for (std::int64_t i0 = p.n[0] - WAYS; i0 < p.n[0]; ++i0)
+                        for (int v = 0; v < V; ++v) {
+                            I result = A::load(ring[i0 % WAYS] + v * N);
+                            if (p.to_mask) result = (I)A::one() & (I)((F)result > 0);
+                            A::store(p.target.at(i3, i2, i1, i0 % WAYS) + v * N, result);
+                        }
                 }
-                if (p.target.data)
-                    for (std::int64_t i0 = p.n0 - WAYS; i0 < p.n0; ++i0)
-                        for (int v = 0; v < V; ++v)
-                            A::store(p.target.at(i2, i1, i0 % WAYS) + v * N, A::load(ring[i0 % WAYS] + v * N));
-            }
         return saturated;
     }
 };
-
-using PassFunction = std::int64_t (*)(const PassArgs&);
 
 template <int T, int N, bool MULTIPLY, bool TABLED, bool POST> PassFunction choose_alu(const PassArgs& p) {
     switch (p.alu) {
@@ -268,11 +312,11 @@ template <int T, int N> PassFunction choose(const PassArgs& p) {
 
 constexpr int lanes(int side) { return side < FPGRAD_LANES ? side : FPGRAD_LANES; }
 
-inline std::int64_t pass(int side, const PassArgs& p) {
+inline PassFunction pass(int side, const PassArgs& p) {
     switch (side) {
-    case 4: return choose<4, lanes(4)>(p)(p);
-    case 8: return choose<8, lanes(8)>(p)(p);
-    default: return choose<16, lanes(16)>(p)(p);
+    case 4: return choose<4, lanes(4)>(p);
+    case 8: return choose<8, lanes(8)>(p);
+    default: return choose<16, lanes(16)>(p);
     }
 }
 

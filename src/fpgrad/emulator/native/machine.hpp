@@ -119,7 +119,7 @@ struct Machine {
     std::int64_t saturated_vector = 0, saturated_accumulator = 0;
 
     explicit Machine(const Config& c)
-        : config(c), depth{0, c.vector_rows, c.inbox_rows, c.outbox_rows},
+        : config(c), depth{0, c.vector_rows, c.inbox_rows, c.outbox_rows, c.mask_rows},
           mantissas(static_cast<std::size_t>(c.tiles * c.side * c.side)),
           exponents(static_cast<std::size_t>(c.tiles)), scalars(c.side), random(c.side, 1), accumulated(c.side),
           dram(c.dram_rows, c.side) {
@@ -129,7 +129,7 @@ struct Machine {
 };
 
 inline const char* space_name(std::int64_t space) {
-    constexpr const char* names[] = {"none", "vector", "inbox", "outbox"};
+    constexpr const char* names[] = {"none", "vector", "inbox", "outbox", "mask"};
     return names[space];
 }
 

@@ -6,14 +6,6 @@
 
 namespace fpgrad {
 
-void check_nest(const char* what, std::int64_t base, std::int64_t n2, std::int64_t s2, std::int64_t n1,
-                std::int64_t s1, std::int64_t n0, std::int64_t s0, std::int64_t depth) {
-    std::int64_t low = base, high = base;
-    for (const auto& [n, s] : {std::pair{n2, s2}, std::pair{n1, s1}, std::pair{n0, s0}})
-        (s < 0 ? low : high) += (n - 1) * s;
-    if (low < 0 || high >= depth) outside(what, low, high, depth);
-}
-
 void run_matrix(Machine& m, const Matrix& i) {
     const Config& c = m.config;
     const Float f(c);
@@ -21,55 +13,55 @@ void run_matrix(Machine& m, const Matrix& i) {
     if (i.rows < 1 || i.rows > t)
         throw Fault("a matrix instruction streams 1 to " + std::to_string(t) + " rows, not " + std::to_string(i.rows));
     for (const TileStream* s : {&i.streamed, &i.stationary})
-        check_nest("tile", s->base, i.n1, s->s1, i.n0, s->s0, i.k, s->sk, c.tiles);
+        tiles_extent(i, *s).check("tile", c.tiles);
     Word* words;
     std::uint8_t* over;
-    m.accumulated.push(i.n1 * i.n0 * i.rows, words, over);
+    m.accumulated.push(i.outputs() * i.rows, words, over);
     std::vector<std::int64_t> lanes(static_cast<std::size_t>(t * t));
     std::vector<std::uint8_t> clamped(static_cast<std::size_t>(t * t));
 
-    for (std::int64_t i1 = 0; i1 < i.n1; ++i1)
-        for (std::int64_t i0 = 0; i0 < i.n0; ++i0) {
-            const auto tile = [&](const TileStream& s, std::int64_t k) {
-                return static_cast<std::size_t>(s.base + i1 * s.s1 + i0 * s.s0 + k * s.sk);
-            };
-            const auto exponent = [&](std::int64_t k) -> std::int64_t {
-                const int left = m.exponents[tile(i.streamed, k)], right = m.exponents[tile(i.stationary, k)];
-                return left == 0 || right == 0 ? 0 : left + right;
-            };
-            std::int64_t top = 0;
-            for (std::int64_t k = 0; k < i.k; ++k) top = std::max(top, exponent(k));
-            std::fill(lanes.begin(), lanes.end(), 0);
-            std::fill(clamped.begin(), clamped.end(), 0);
-            for (std::int64_t k = 0; k < i.k; ++k) {
-                if (exponent(k) == 0) continue;
-                const std::int64_t shift = std::min<std::int64_t>(top - exponent(k), 62);
-                const std::int16_t* left = m.mantissas.data() + tile(i.streamed, k) * t * t;
-                const std::int16_t* right = m.mantissas.data() + tile(i.stationary, k) * t * t;
-                const std::int64_t lr = i.streamed.transposed ? 1 : t, lj = i.streamed.transposed ? t : 1;
-                const std::int64_t rj = i.stationary.transposed ? 1 : t, rc = i.stationary.transposed ? t : 1;
-                for (std::int64_t r = 0; r < i.rows; ++r)
-                    for (std::int64_t col = 0; col < t; ++col) {
-                        std::int64_t sum = 0;
-                        for (std::int64_t j = 0; j < t; ++j) sum += left[r * lr + j * lj] * right[j * rj + col * rc];
-                        std::int64_t& lane = lanes[r * t + col];
-                        lane += (sum << c.guard_bits) >> shift;
-                        clamped[r * t + col] |= lane > limit || lane < -limit;
-                        lane = std::clamp(lane, -limit, limit);
-                    }
-            }
-            const Code field = top - 2 * f.bias() - 2 * (c.mantissa_bits - 2) - c.guard_bits + f.bias() + f.m;
-            for (std::int64_t r = 0; r < i.rows; ++r) {
-                int count = 0;
+    const std::int64_t terms = i.terms();
+    for (std::int64_t number = 0; number < i.outputs(); ++number) {
+        const auto tile = [&](const TileStream& s, std::int64_t k) {
+            return static_cast<std::size_t>(i.first(s, number) + i.offset(s, k));
+        };
+        const auto exponent = [&](std::int64_t k) -> std::int64_t {
+            const int left = m.exponents[tile(i.streamed, k)], right = m.exponents[tile(i.stationary, k)];
+            return left == 0 || right == 0 ? 0 : left + right;
+        };
+        std::int64_t top = 0;
+        for (std::int64_t k = 0; k < terms; ++k) top = std::max(top, exponent(k));
+        std::fill(lanes.begin(), lanes.end(), 0);
+        std::fill(clamped.begin(), clamped.end(), 0);
+        for (std::int64_t k = 0; k < terms; ++k) {
+            if (exponent(k) == 0) continue;
+            const std::int64_t shift = std::min<std::int64_t>(top - exponent(k), 62);
+            const std::int16_t* left = m.mantissas.data() + tile(i.streamed, k) * t * t;
+            const std::int16_t* right = m.mantissas.data() + tile(i.stationary, k) * t * t;
+            const std::int64_t lr = i.streamed.transposed ? 1 : t, lj = i.streamed.transposed ? t : 1;
+            const std::int64_t rj = i.stationary.transposed ? 1 : t, rc = i.stationary.transposed ? t : 1;
+            for (std::int64_t r = 0; r < i.rows; ++r)
                 for (std::int64_t col = 0; col < t; ++col) {
-                    const std::int64_t v = lanes[r * t + col];
-                    const Rounded y = f.compose(v < 0, v < 0 ? -v : v, field);
-                    *words++ = static_cast<Word>(y.code << c.word_shift());
-                    count += y.over || clamped[r * t + col];
+                    std::int64_t sum = 0;
+                    for (std::int64_t j = 0; j < t; ++j) sum += left[r * lr + j * lj] * right[j * rj + col * rc];
+                    std::int64_t& lane = lanes[r * t + col];
+                    lane += (sum << c.guard_bits) >> shift;
+                    clamped[r * t + col] |= lane > limit || lane < -limit;
+                    lane = std::clamp(lane, -limit, limit);
                 }
-                *over++ = static_cast<std::uint8_t>(count);
-            }
         }
+        const Code field = top - 2 * f.bias() - 2 * (c.mantissa_bits - 2) - c.guard_bits + f.bias() + f.m;
+        for (std::int64_t r = 0; r < i.rows; ++r) {
+            int count = 0;
+            for (std::int64_t col = 0; col < t; ++col) {
+                const std::int64_t v = lanes[r * t + col];
+                const Rounded y = f.compose(v < 0, v < 0 ? -v : v, field);
+                *words++ = static_cast<Word>(y.code << c.word_shift());
+                count += y.over || clamped[r * t + col];
+            }
+            *over++ = static_cast<std::uint8_t>(count);
+        }
+    }
 }
 
 }  // namespace fpgrad

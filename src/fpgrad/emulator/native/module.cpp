@@ -123,6 +123,11 @@ class Native {
             return nb::cast(out);
         }
         const Buffer<Word>& words = row_memory(name);
+        if (name == "mask") {
+            auto out = make_array<std::int64_t>({words.size() / t, t}, data);
+            for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] != 0;
+            return nb::cast(out);
+        }
         const bool flat = words.size() == t && (name == "scalars" || name == "random");
         auto out = make_array<std::int64_t>(flat ? std::vector{t} : std::vector{words.size() / t, t}, data);
         for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] >> (name == "random" ? 0 : shift);
@@ -155,6 +160,8 @@ class Native {
             m().mantissas.at(at) = static_cast<std::int16_t>(value);
         } else if (name == "exponents") {
             m().exponents.at(at) = static_cast<std::int32_t>(value);
+        } else if (name == "mask") {
+            row_memory(name).at(at) = value ? m().config.one_word() : 0;
         } else {
             row_memory(name).at(at) = static_cast<Word>(value << (name == "random" ? 0 : m().config.word_shift()));
         }

@@ -1,6 +1,8 @@
 // The four units in the form of the reference: one function an instruction, any format.
 #pragma once
 
+#include <initializer_list>
+
 #include "instructions.hpp"
 #include "machine.hpp"
 #include "smallfloat.hpp"
@@ -22,8 +24,35 @@ Rounded combine(const Float& f, std::int64_t alu, Code p, Code c);
 std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0,
                            std::int16_t* out);
 
-// Smallest and largest address of an affine loop nest, checked against a memory.
-void check_nest(const char* what, std::int64_t base, std::int64_t n2, std::int64_t s2, std::int64_t n1,
-                std::int64_t s1, std::int64_t n0, std::int64_t s0, std::int64_t depth);
+// One loop of an affine nest: how often it runs, and how far it steps.
+struct Loop {
+    std::int64_t n, s;
+};
+
+// Smallest and largest address of a nest.
+struct Extent {
+    std::int64_t low, high;
+    Extent(std::int64_t base, std::initializer_list<Loop> loops) : low(base), high(base) {
+        for (const auto& [n, s] : loops) (s < 0 ? low : high) += (n - 1) * s;
+    }
+    bool inside(std::int64_t depth) const { return low >= 0 && high < depth; }
+    bool meets(const Extent& other) const { return low <= other.high && other.low <= high; }
+    void check(const char* what, std::int64_t depth) const {
+        if (!inside(depth)) outside(what, low, high, depth);
+    }
+};
+
+template <class S> Extent rows_extent(const Loops& n, const S& s) {
+    return {s.base, {{n.n3, s.s3}, {n.n2, s.s2}, {n.n1, s.s1}, {n.n0, s.s0}}};
+}
+
+inline Extent tiles_extent(const Vector& v, std::int64_t side) {
+    const Loops& n = v.loops;
+    return {v.tile.base, {{n.n3, v.tile.s3}, {n.n2, v.tile.s2}, {v.inner_tiles(side), v.tile.s1}}};
+}
+
+inline Extent tiles_extent(const Matrix& i, const TileStream& s) {
+    return {s.base, {{i.n2, s.s2}, {i.n1, s.s1}, {i.n0, s.s0}, {i.k2, s.t2}, {i.k1, s.t1}, {i.k0, s.t0}}};
+}
 
 }  // namespace fpgrad

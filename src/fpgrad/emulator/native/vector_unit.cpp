@@ -9,28 +9,29 @@ namespace fpgrad {
 namespace {
 
 struct Index {
-    std::int64_t i2, i1, i0;
+    std::int64_t i3, i2, i1, i0;
 };
 
 template <class F> void each(const Loops& n, F f) {
     std::int64_t row = 0;
-    for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
-        for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
-            for (std::int64_t i0 = 0; i0 < n.n0; ++i0) f(row++, Index{i2, i1, i0});
+    for (std::int64_t i3 = 0; i3 < n.n3; ++i3)
+        for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
+            for (std::int64_t i1 = 0; i1 < n.n1; ++i1)
+                for (std::int64_t i0 = 0; i0 < n.n0; ++i0) f(row++, Index{i3, i2, i1, i0});
 }
 
 template <class S> std::int64_t address(const S& s, const Index& i) {
-    return s.base + i.i2 * s.s2 + i.i1 * s.s1 + i.i0 * s.s0;
+    return s.base + i.i3 * s.s3 + i.i2 * s.s2 + i.i1 * s.s1 + i.i0 * s.s0;
 }
 
 template <class S> void check_rows(const Machine& m, const Loops& n, const S& s) {
     if (s.space == SPACE_NONE) throw Fault("an operand reads a memory stream whose space is NONE");
-    check_nest(space_name(s.space), s.base, n.n2, s.s2, n.n1, s.s1, n.n0, s.s0, m.depth[s.space]);
+    rows_extent(n, s).check(space_name(s.space), m.depth[s.space]);
 }
 
 bool masked(const Mask& mask, const Loops& n, std::int64_t index, const Index& i) {
     if (mask.loop == 0) return false;
-    const bool last = mask.loop == 1 ? i.i1 == n.n1 - 1 : i.i2 == n.n2 - 1;
+    const bool last = mask.loop == 1 ? i.i1 == n.n1 - 1 : mask.loop == 2 ? i.i2 == n.n2 - 1 : i.i3 == n.n3 - 1;
     return last && index >= mask.limit;
 }
 
@@ -51,7 +52,7 @@ class Pass {
         }
         constants_[ZERO] = 0, constants_[ONE] = f_.one();
         constants_[I0] = immediate(v_.i0, v_.uses(I0)), constants_[I1] = immediate(v_.i1, v_.uses(I1));
-        raw_.resize(static_cast<std::size_t>(v_.reduce ? rows * t_ : 0));
+        raw_.resize(static_cast<std::size_t>(v_.reduce ? m_.config.ways * t_ : 0));
         result_.resize(static_cast<std::size_t>(rows * t_));
         each(v_.loops, [&](std::int64_t row, const Index& i) { compute(row, i, saturated); });
         if (v_.target.space != SPACE_NONE) write_rows();
@@ -69,13 +70,12 @@ class Pass {
         if (v_.uses(P1)) check_rows(m_, n, v_.p1);
         if (v_.function > RELU && lookup_.table.base.empty())
             throw Fault("the machine has no table for function " + std::to_string(v_.function));
-        if (v_.tile.enable && (n.n0 > t_ || v_.reduce))
+        if (v_.tile.enable && ((n.n0 > t_ && !v_.tile.flow) || v_.reduce))
             throw Fault("a quantising pass needs n0 of at most " + std::to_string(t_) +
                         " and must not reduce; n0 is " + std::to_string(n.n0));
         if (v_.target.space != SPACE_NONE && !v_.reduce) check_rows(m_, n, v_.target);
-        if (v_.target.space != SPACE_NONE && v_.reduce) check_rows(m_, {n.n2, n.n1, ways}, v_.target);
-        if (v_.tile.enable)
-            check_nest("tile", v_.tile.base, n.n2, v_.tile.s2, n.n1, v_.tile.s1, 1, 0, m_.config.tiles);
+        if (v_.target.space != SPACE_NONE && v_.reduce) check_rows(m_, {n.n3, n.n2, n.n1, ways}, v_.target);
+        if (v_.tile.enable) tiles_extent(v_, t_).check("tile", m_.config.tiles);
     }
 
     Code immediate(const Immediate& i, bool used) const {
@@ -105,18 +105,19 @@ class Pass {
     void compute(std::int64_t row, const Index& i, std::int64_t& saturated) {
         if (v_.uses(RANDOM))
             for (Word& x : m_.random) x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+        const std::int64_t way = i.i0 % m_.config.ways * t_;
         for (std::int64_t lane = 0; lane < t_; ++lane) {
             Rounded y = f_.multiply(operand(v_.a, row, i, lane), operand(v_.b, row, i, lane));
             bool over = y.over;
             if (v_.negate_product) y.code = f_.negate(y.code);
             const bool first = v_.reduce && i.i0 < m_.config.ways;
             if (!first) {
-                Code c = v_.reduce ? raw_[(row - m_.config.ways) * t_ + lane] : operand(v_.c, row, i, lane);
+                Code c = v_.reduce ? raw_[way + lane] : operand(v_.c, row, i, lane);
                 if (v_.negate_c) c = f_.negate(c);
                 y = combine(f_, v_.alu, y.code, c);
                 over |= y.over;
             }
-            if (v_.reduce) raw_[row * t_ + lane] = y.code;
+            if (v_.reduce) raw_[way + lane] = y.code;
             y = lookup_.evaluate(static_cast<int>(v_.function), y.code);
             over |= y.over;
             if (v_.d != ONE) {
@@ -134,17 +135,29 @@ class Pass {
         each(v_.loops, [&](std::int64_t row, Index i) {
             if (ways && i.i0 < v_.loops.n0 - ways) return;
             if (ways) i.i0 %= ways;
-            std::copy_n(result_.data() + row * t_, t_, m_.row(v_.target.space, address(v_.target, i)));
+            const Word* const in = result_.data() + row * t_;
+            Word* const out = m_.row(v_.target.space, address(v_.target, i));
+            if (v_.target.space != SPACE_MASK) {
+                std::copy_n(in, t_, out);
+                return;
+            }
+            for (std::int64_t lane = 0; lane < t_; ++lane)
+                out[lane] = f_.order_key(in[lane] >> shift_) > 0 ? m_.config.one_word() : 0;
         });
     }
 
     void write_tiles() {
-        const std::int64_t n0 = v_.loops.n0;
-        for (std::int64_t n = 0; n < v_.loops.n2 * v_.loops.n1; ++n) {
-            const std::int64_t tile = v_.tile.base + n / v_.loops.n1 * v_.tile.s2 + n % v_.loops.n1 * v_.tile.s1;
-            m_.exponents[tile] = quantise_tile(m_.config, result_.data() + n * n0 * t_, t_, n0,
-                                               m_.mantissas.data() + tile * t_ * t_);
-        }
+        const Loops& n = v_.loops;
+        const std::int64_t tiles = v_.inner_tiles(t_), length = v_.tile.flow ? n.n1 * n.n0 : n.n0;
+        const Word* in = result_.data();
+        for (std::int64_t i3 = 0; i3 < n.n3; ++i3)
+            for (std::int64_t i2 = 0; i2 < n.n2; ++i2)
+                for (std::int64_t i1 = 0; i1 < tiles; ++i1) {
+                    const std::int64_t tile = v_.tile.base + i3 * v_.tile.s3 + i2 * v_.tile.s2 + i1 * v_.tile.s1;
+                    const std::int64_t rows = v_.tile.flow ? std::min(t_, length - i1 * t_) : length;
+                    m_.exponents[tile] = quantise_tile(m_.config, in, t_, rows, m_.mantissas.data() + tile * t_ * t_);
+                    in += rows * t_;
+                }
     }
 
     Machine& m_;
@@ -155,7 +168,7 @@ class Pass {
     const int shift_;
     const Word* acc_ = nullptr;
     Code constants_[SOURCES] = {};
-    std::vector<Code> raw_;      // a reducing pass's partial results
+    std::vector<Code> raw_;  // a reducing pass's last results
     std::vector<Word> result_;
 };
 
@@ -200,7 +213,7 @@ void run_vector(Machine& m, const Vector& v, std::int64_t& saturated) {
         Pass(m, v).run(saturated);
         return;
     }
-    check_rows(m, {1, 1, 1}, v.p0);
+    check_rows(m, {1, 1, 1, 1}, v.p0);
     const Word* row = m.row(v.p0.space, v.p0.base);
     for (int lane = 0; lane < m.config.side; ++lane) {
         if (v.op == OP_SCALARS)

@@ -1,0 +1,152 @@
+"""Strategies for whole programs, and how a machine runs them: the same cases for every executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+from tests.programs import instructions
+from tests.programs.contents import contents
+from tests.programs.draw import Draw
+from tests.programs.machines import STEPS, bases
+from tests.programs.order import assembled, ordered, queue
+
+from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.executor import Inspectable, RunResult
+from fpgrad.isa.instructions import Instruction, Vector
+from fpgrad.isa.program import Program
+
+#: What a program can be made of: "matrix" comes with the passes that take its rows.
+KINDS = (
+    "pass",
+    "tile",
+    "matrix",
+    "load",
+    "store",
+    "reduce",
+    "matrix",
+    "load",
+    "store",
+    "scalars",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program, what is in the memories before, and the entries to run one after the other with their steps."""
+
+    program: Program
+    runs: tuple[tuple[str, int], ...]
+    seed: int = 0
+    odd: bool = False
+
+    def __repr__(self) -> str:
+        """Without the machine and with the fields that are not plain: what a failing test shows."""
+        lines = [
+            f"{unit.name.lower()} {n}: {shown(i)}"
+            for unit, listed in self.program.units.items()
+            for n, i in enumerate(listed)
+        ]
+        for name, e in self.program.entries.items():
+            lines.append(f"{name}: {e.start} to {e.stop}, tokens {e.tokens}")
+        head = f"runs {self.runs}, seed {self.seed}, odd {self.odd}"
+        return "\n  ".join([head, *lines])
+
+
+def shown(instruction: Instruction) -> str:
+    """The instruction's text."""
+    from fpgrad.isa.assembler import instruction_text
+
+    return instruction_text(instruction)
+
+
+def _plain(d: Draw, kind: str) -> list[Instruction]:
+    if kind == "load":
+        return [instructions.load(d)]
+    if kind == "store":
+        return [instructions.store(d)]
+    return [instructions.vector(d, kind)]
+
+
+def group(d: Draw, kinds: list[str], terms: int = 3) -> list[Instruction]:
+    """Matrix instructions, and the passes that take their rows.
+
+    Only when all the rows have room in the queue between the units may a pass wait for the end of a matrix
+    instruction, be it by way of others.
+    """
+    matrices = [instructions.matrix(d, terms) for _ in range(d.one(1, 1, 2))]
+    total = sum(m.outputs * m.rows for m in matrices)
+    passes = instructions.taking(d, matrices)
+    if total > queue(d.t):
+        return [*matrices, *(instructions.untiled(d, v, matrices) for v in passes)]
+    between: list[Instruction] = []
+    others = [k for k in kinds if k != "matrix"]
+    for _ in range(d.one(0, 0, 0, 1, 2) if others else 0):
+        between += _plain(d, d.one(*others))
+    return [*matrices, *between, *passes]
+
+
+def chain(d: Draw, length: int, kinds: tuple[str, ...] = KINDS) -> list[Instruction]:
+    """The instructions of a step in the order in which they are meant."""
+    able = [k for k in kinds if k != "seed" or d.config.vector.random]
+    out: list[Instruction] = []
+    for _ in range(d.int(1, length)):
+        kind = d.one(*able)
+        out += group(d, able) if kind == "matrix" else _plain(d, kind)
+    return out
+
+
+@st.composite
+def cases(
+    draw: Callable[[Any], Any],
+    config: MachineConfig,
+    length: int = 8,
+    kinds: tuple[str, ...] = KINDS,
+    entries: int = 2,
+    odd: bool | None = None,
+) -> Case:
+    """Programs of all units with one or more entries, run for one or more steps.
+
+    Args:
+        length: most draws for an entry; some make several instructions.
+        odd: whether numbers may have codes that no instruction makes; None: drawn.
+    """
+    odd = draw(st.booleans()) if odd is None else odd
+    d = Draw(draw, config, odd)
+    parts = {}
+    runs = []
+    for n in range(d.int(1, entries)):
+        instructions = chain(d, length, kinds)
+        more = {"amount": d.tokens, "extra": d.unit} if d.one(False, True) else {}
+        parts[f"part {n}"] = ordered(config, instructions, **more)
+        runs.append((f"part {n}", d.one(1, *range(1, STEPS + 1))))
+    return Case(assembled(config, parts), tuple(runs), d.int(0, 2**32 - 1), odd)
+
+
+@st.composite
+def products(draw: Callable[[Any], Any], config: MachineConfig, terms: int) -> Case:
+    """Matrix instructions with sums so long that accumulators may saturate, whatever the order of the products."""
+    d = Draw(draw, config, False)
+    part = ordered(config, group(d, ["pass"], terms))
+    return Case(assembled(config, {"run": part}), (("run", 1),), d.int(0, 2**32 - 1))
+
+
+def once(program: Program, seed: int, odd: bool = False, steps: int = 1) -> Case:
+    """A case of a program with the entry "run"."""
+    return Case(program, (("run", steps),), seed, odd)
+
+
+def run(executor: Inspectable, case: Case) -> list[RunResult]:
+    """Load and run a case, and return what each run reports."""
+    config = case.program.config
+    executor.load_program(case.program)
+    executor.restore(contents(config, case.seed, case.odd))
+    return [executor.run(name, steps, bases(config)) for name, steps in case.runs]
+
+
+def passes(case: Case) -> list[Vector]:
+    """The vector instructions of a case."""
+    return [i for x in case.program.units.values() for i in x if isinstance(i, Vector)]

@@ -1,0 +1,162 @@
+"""The reference in other orders than its own: what overlapping units may do to a program, at its worst.
+
+Units take turns at random, results of passes reach the memories as late as they may, and every two instructions that
+touch the same place are checked to be ordered by tokens or by a fence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tests.programs.places import Footprint, footprint, members
+
+from fpgrad.isa.executor import RunResult
+from fpgrad.isa.instructions import Instruction, Load, Matrix, Store, Unit, Vector
+from fpgrad.reference import ReferenceExecutor, dma, matrix, vector
+from fpgrad.reference.executor import counts
+
+
+class RaceError(AssertionError):
+    """Two instructions touch the same place and nothing orders them."""
+
+
+@dataclass
+class _Done:
+    """An instruction that was executed: its number among those of its unit."""
+
+    unit: Unit
+    number: int
+    instruction: Instruction
+    touches: Footprint
+
+
+@dataclass
+class _State:
+    """How far each unit is, and what it knows of the others (by vector clocks)."""
+
+    at: list[int]
+    step: list[int] = field(default_factory=lambda: [0] * 4)
+    #: ``clock[u][v]``: so many of v's instructions are finished when u's next one starts.
+    clock: list[list[int]] = field(default_factory=lambda: [[0] * 4 for _ in range(4)])
+    number: list[int] = field(default_factory=lambda: [0] * 4)
+    channels: list[list[deque[list[int]]]] = field(default_factory=list)
+    done: list[_Done] = field(default_factory=list)
+    #: Rows that passes have computed and not written: memory, addresses, values.
+    late: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+
+class DisorderlyReference(ReferenceExecutor):
+    """A reference executor that runs units in a random order. Atomic instructions, late writes.
+
+    Raises:
+        RaceError: two instructions are not ordered and must be.
+    """
+
+    seed = 0
+
+    def run(self, entry: str, steps: int, bases: Any) -> RunResult:
+        assert self._program is not None
+        e = self._program.entries[entry]
+        rng = np.random.default_rng(self.seed)
+        state = _State(list(e.start))
+        state.channels = [[deque([[0] * 4] * n) for n in row] for row in e.tokens]
+        before = self.machine.saturated_vector, self.machine.saturated_accumulator
+        while True:
+            ready = [
+                u
+                for u in Unit
+                if e.start[u] < e.stop[u] and state.step[u] < steps and self._ready(state, u)
+            ]
+            if not ready:
+                break
+            unit = Unit(rng.choice(ready))
+            self._execute(state, unit, bases)
+            state.at[unit] += 1
+            if state.at[unit] == e.stop[unit]:
+                state.at[unit], state.step[unit] = e.start[unit], state.step[unit] + 1
+        self._write(state)
+        for u in Unit:
+            assert e.start[u] == e.stop[u] or state.step[u] == steps, f"{u.name} waits"
+        assert not self.machine.accumulated
+        machine = self.machine
+        return RunResult(
+            0, machine.saturated_vector - before[0], machine.saturated_accumulator - before[1]
+        )
+
+    def _ready(self, state: _State, unit: Unit) -> bool:
+        i = self._program.units[unit][state.at[unit]]
+        if any(len(state.channels[s][unit]) < n for s, n in enumerate(counts(i.wait))):
+            return False
+        return not isinstance(i, Vector) or len(self.machine.accumulated) >= vector.acc_rows(i)
+
+    def _execute(self, state: _State, unit: Unit, bases: Any) -> None:
+        i = self._program.units[unit][state.at[unit]]
+        clock = state.clock[unit]
+        for source, n in enumerate(counts(i.wait)):
+            for _ in range(n):
+                token = state.channels[source][unit].popleft()
+                clock[:] = [max(a, b) for a, b in zip(clock, token, strict=True)]
+        if not isinstance(i, Vector) or i.fence:
+            clock[unit] = state.number[unit]
+        if isinstance(i, Vector) and i.fence:
+            self._write(state)
+        touches = footprint(self._program.config, i)
+        self._check(state, unit, i, touches)
+        step = state.step[unit]
+        match i:
+            case Vector():
+                self._pass(state, i, touches)
+            case Matrix():
+                matrix.execute(self.machine, i)
+            case Load():
+                dma.load(self.machine, i, bases, step)
+            case Store():
+                dma.store(self.machine, i, bases, step)
+        state.done.append(_Done(unit, state.number[unit], i, touches))
+        state.number[unit] += 1
+        finished = [*clock]
+        finished[unit] = state.number[unit]
+        signals = counts(i.signal)
+        if any(signals) and unit is Unit.VECTOR:
+            self._write(state)
+        for destination, n in enumerate(signals):
+            state.channels[unit][destination].extend([finished] * n)
+
+    def _check(self, state: _State, unit: Unit, i: Instruction, touches: Footprint) -> None:
+        for d in state.done:
+            if d.number < state.clock[unit][d.unit]:
+                continue
+            # Passes follow each other through one pipeline: only what is read too early matters.
+            clash = (
+                d.touches.writes & touches.reads if d.unit is unit else d.touches.conflicts(touches)
+            )
+            if clash:
+                raise RaceError(f"{unit.name} {i} is not ordered after {d.unit.name} {d.number}")
+
+    def _pass(self, state: _State, i: Vector, touches: Footprint) -> None:
+        """Execute a pass, but keep what it writes for later."""
+        rows = [(memory, at) for memory, at in self._places(touches.writes) if len(at)]
+        old = [memory[at].copy() for memory, at in rows]
+        vector.execute(self.machine, i)
+        for (memory, at), values in zip(rows, old, strict=True):
+            state.late.append((memory, at, memory[at].copy()))
+            memory[at] = values
+
+    def _places(self, places: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        at = members(self.machine.config, places)
+        machine = self.machine
+        return [
+            (machine.vector, at["vector"]),
+            (machine.outbox, at["outbox"]),
+            (machine.mask, at["mask"]),
+            (machine.mantissas, at["tile"]),
+            (machine.exponents, at["tile"]),
+        ]
+
+    def _write(self, state: _State) -> None:
+        for memory, at, values in state.late:
+            memory[at] = values
+        state.late = []
