@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.emulator.equality import Equality
-from tests.strategies import MACHINES, loads, matrices, programs, single, stores, taking, vectors
+from tests.programs.cases import cases, once, products
+from tests.programs.machines import MACHINES
+from tests.programs.order import single
 
 from fpgrad.formats import Function
 from fpgrad.isa.instructions import (
@@ -25,8 +27,16 @@ from fpgrad.isa.instructions import (
     Vector,
 )
 
-SEEDS = st.integers(0, 2**32 - 1)
-SETTINGS = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    deadline=None, max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+#: What is drawn for one test each: a kind of instruction alone, or everything together.
+KINDS_OF = {
+    "passes": {"kinds": ("pass", "reduce", "tile", "scalars", "seed"), "length": 1, "entries": 1},
+    "products": {"kinds": ("matrix",), "length": 1, "entries": 1},
+    "moves": {"kinds": ("load", "store"), "length": 4, "entries": 1},
+    "programs": {},
+}
 
 
 @functools.cache
@@ -34,48 +44,20 @@ def equality(name: str) -> Equality:
     return Equality(MACHINES[name])
 
 
+@pytest.mark.parametrize("kinds", KINDS_OF)
 @pytest.mark.parametrize("name", MACHINES)
 @SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans())
-def test_vector_instructions(name: str, data: st.DataObject, seed: int, odd: bool):
-    equality(name).check(single(MACHINES[name], data.draw(vectors(MACHINES[name]))), seed, odd)
-
-
-@pytest.mark.parametrize("name", MACHINES)
-@SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans())
-def test_matrix_instructions(name: str, data: st.DataObject, seed: int, odd: bool):
-    config = MACHINES[name]
-    matrix = data.draw(matrices(config))
-    into = data.draw(vectors(config, acc=True))
-    equality(name).check(single(config, matrix, taking(config, matrix, into)), seed, odd)
+@given(data=st.data())
+def test_random_programs(name: str, kinds: str, data: st.DataObject):
+    equality(name).check(data.draw(cases(MACHINES[name], **KINDS_OF[kinds])))
 
 
 @pytest.mark.parametrize("name", ["T4", "T16", "E5"])
 @SETTINGS
-@given(data=st.data(), seed=SEEDS)
-def test_long_sums(name: str, data: st.DataObject, seed: int):
+@given(data=st.data())
+def test_long_sums(name: str, data: st.DataObject):
     """So many products that accumulators may saturate on the way, whatever their order."""
-    config = MACHINES[name]
-    matrix = data.draw(matrices(config, max_k=400))
-    equality(name).check(single(config, matrix, taking(config, matrix)), seed, False)
-
-
-@pytest.mark.parametrize("name", ["T4", "T16", "E5"])
-@SETTINGS
-@given(data=st.data(), seed=SEEDS)
-def test_load_and_store_instructions(name: str, data: st.DataObject, seed: int):
-    config = MACHINES[name]
-    equality(name).check(
-        single(config, data.draw(loads(config)), data.draw(stores(config))), seed, True
-    )
-
-
-@pytest.mark.parametrize("name", MACHINES)
-@SETTINGS
-@given(data=st.data(), seed=SEEDS, odd=st.booleans(), steps=st.integers(1, 3))
-def test_programs(name: str, data: st.DataObject, seed: int, odd: bool, steps: int):
-    equality(name).check(data.draw(programs(MACHINES[name])), seed, odd, steps)
+    equality(name).check(data.draw(products(MACHINES[name], terms=400)))
 
 
 def _pass(side: int, rng: np.random.Generator, **fields: object) -> Vector:
@@ -110,12 +92,15 @@ def test_every_alu_with_every_source(name: str, alu: Alu):
                 _pass(side, rng, **base, target=Target(Space.VECTOR, 6 * side, 0, 0, side, 1))
             )
             chain.append(
-                _pass(side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 0, 1))
+                _pass(
+                    side, rng, **base, reduce=1, target=Target(Space.VECTOR, 7 * side, 0, 0, 0, 1)
+                )
             )
     for first in range(0, len(chain), 32):
+        program = single(MACHINES[name], *chain[first : first + 32])
         for odd in (False, True):
             for seed in range(4):
-                equality(name).check(single(MACHINES[name], *chain[first : first + 32]), seed, odd)
+                equality(name).check(once(program, seed, odd))
 
 
 @pytest.mark.parametrize("name", ["T4", "T8", "T16", "bf16", "E5", "fp32"])
@@ -141,6 +126,7 @@ def test_every_function(name: str, function: Function):
                         tile=TileTarget(1, 0, 2, 0, 0, 3),
                     )
                 )
+    program = single(MACHINES[name], *chain)
     for odd in (False, True):
         for seed in range(4):
-            equality(name).check(single(MACHINES[name], *chain), seed, odd)
+            equality(name).check(once(program, seed, odd))

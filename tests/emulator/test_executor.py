@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from tests.strategies import MACHINES, contents, single
+from tests.programs.cases import once, run
+from tests.programs.machines import MACHINES
+from tests.programs.order import single
 
 from fpgrad.emulator import EmulatorExecutor, available_levels
 from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
@@ -27,15 +29,16 @@ from fpgrad.reference import ReferenceExecutor
 
 CONFIG = MACHINES["T4"]
 COPY = Vector(
-    loops=Loops(1, 1, 1, 4),
-    p0=RowStream(Space.VECTOR, 0, 0, 0, 0, 0, 1),
+    loops=Loops(n0=4),
+    p0=RowStream(Space.VECTOR, 0, 0, s0=1),
     a=Source.P0,
-    target=Target(Space.VECTOR, 8, 0, 0, 0, 1),
+    target=Target(Space.VECTOR, 8, s0=1),
 )
 SYMBOLS = (
     Symbol("dense/kernel", "vector", 8, 8, 4, 8),
     Symbol("dense/bias", "vector", 16, 2, 1, 7, "row"),
     Symbol("x", "tile", 2, 2, 4, 8, transposed=True),
+    Symbol("relu", "mask", 16, 16, 6, 8),
 )
 
 
@@ -43,11 +46,8 @@ def _machines() -> tuple[ReferenceExecutor, EmulatorExecutor, Program]:
     program = single(CONFIG, COPY)
     program = Program(CONFIG, program.units, program.entries, SYMBOLS)
     reference, emulator = ReferenceExecutor(CONFIG), EmulatorExecutor(CONFIG)
-    memories = contents(CONFIG, 1).memories
     for machine in (reference, emulator):
-        machine.load_program(program)
-        machine.restore(memories)
-        machine.run("run", 1, (0, 0))
+        run(machine, once(program, seed=1, odd=True))
     return reference, emulator, program
 
 
@@ -57,6 +57,10 @@ def _machines() -> tuple[ReferenceExecutor, EmulatorExecutor, Program]:
         ("vector", (13, 2), "vector row 13, lane 2 (dense/kernel[1, 6]): "),
         ("vector", (17, 1), "vector row 17, lane 1 (dense/bias[0, 5]): "),
         ("vector", (17, 3), "vector row 17, lane 3 (padding of dense/bias): "),
+        ("inbox", (15, 3), "inbox row 15, lane 3: "),
+        ("outbox", (0, 1), "outbox row 0, lane 1: "),
+        ("mask", (95, 0), "mask row 95, lane 0: "),
+        ("mask", (21, 1), "mask row 21, lane 1 (relu[1, 5]): "),
         ("mantissas", (3, 1, 2), "mantissas tile 3, row 1, lane 2 (x[2, 5]): "),
         ("exponents", (2,), "exponents tile 2 (x): "),
         ("scalars", (3,), "scalars lane 3: "),
@@ -99,7 +103,7 @@ def _stopping(message: str, *vectors: Vector, notes: tuple[Note, ...] = ()) -> N
 
 
 def test_addresses_outside_a_memory_name_instruction_and_layer():
-    outside = Vector(loops=Loops(1, 1, 1, 4), p0=RowStream(Space.VECTOR, 0, 30, 0, 0, 0, 1), a=Source.P0)
+    outside = Vector(loops=Loops(n0=4), p0=RowStream(Space.VECTOR, 0, 30, s0=1), a=Source.P0)
     _stopping(
         "vector instruction 1 (layer dense), step 0: vector addresses 30 to 33 are outside its 32 rows",
         COPY,

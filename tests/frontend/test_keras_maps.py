@@ -109,6 +109,7 @@ IMAGES = {
         L.Conv2D(4, 3, padding="same"),
     ],
     "zero padding, max": lambda: [L.ZeroPadding2D(1), L.MaxPooling2D(3, 2)],
+    "spatial dropout": lambda: [L.Conv2D(2, 2), L.SpatialDropout2D(0.5), L.Conv2D(4, 3)],
     "cropping": lambda: [L.Cropping2D(((1, 2), (0, 1)))],
     "cropping, same": lambda: [L.Cropping2D(1), L.Conv2D(4, 3, padding="same")],
     "up": lambda: [L.UpSampling2D((2, 3))],
@@ -148,6 +149,8 @@ LAST_ONLY = {
     "layer norm": lambda: [L.Conv2D(4, 3), L.LayerNormalization()],
     "softmax": lambda: [L.Conv2D(4, 3), L.Softmax()],
     "softmax activation": lambda: [L.Conv2D(4, 3, activation="softmax")],
+    "dense": lambda: [L.Conv2D(4, 3), L.Dense(5, activation="relu"), L.Dense(2)],
+    "dense on the input": lambda: [L.Dense(5), L.Flatten(), L.Dense(2)],
     "up from vectors": lambda: [L.Flatten(), L.Dense(24), L.Reshape((3, 2, 4)), L.Conv2D(2, 2)],
 }
 
@@ -211,6 +214,7 @@ SERIES_LAYERS = {
     "global": lambda: [L.GlobalAveragePooling1D()],
     "global max": lambda: [L.GlobalMaxPooling1D(keepdims=True)],
     "zero padding": lambda: [L.ZeroPadding1D((1, 3)), L.Conv1D(4, 3)],
+    "spatial dropout": lambda: [L.SpatialDropout1D(0.5), L.Conv1D(2, 2)],
     "cropping": lambda: [L.Cropping1D((1, 2))],
     "up": lambda: [L.UpSampling1D(3)],
     "dense": lambda: [L.Conv1D(4, 3), L.Flatten(), L.Dense(3)],
@@ -265,6 +269,12 @@ def test_an_mlp_on_images_has_no_maps():
     lowered = check(model, {"matmul"}, {"unfold", "flatten", "unflatten"})
     assert not lowered.has_maps
     assert lower(sequential(IMAGE, L.Conv2D(2, 3)), 2, training=False).has_maps
+
+
+def test_dropouts_of_functional_models():
+    inputs = L.Input(IMAGE)
+    x = L.SpatialDropout2D(0.5)(L.Conv2D(4, 3)(inputs))
+    check(keras.Model(inputs, L.Dropout(0.5)(L.Flatten()(x))), {"dropout", "spatial_dropout"})
 
 
 def block(x, first=False):

@@ -33,6 +33,6 @@ def test_verilog_has_flat_ports_and_its_digests(tmp_path):
     assert first == f"// fpgrad core, configuration {CONFIG.digest}"
     assert second == f"// design {hashlib.sha256(rest.encode()).hexdigest()}"
     names = ports(text)
-    assert {"clk", "rst", "running", "host_read_data", "read_beat_1", "write_beat_1"} <= set(names)
+    assert {"clk", "rst", "running", "host_read_data", "m_axi_rdata", "m_axi_awvalid"} <= set(names)
     assert not [name for name in names if "__" in name]
     assert write_verilog(CONFIG, tmp_path / "again")[0].read_text() == text

@@ -92,14 +92,14 @@ def areas(config: MachineConfig) -> dict[str, Area]:
     """The areas by name.
 
     numbers: codes of the machine's float format; words: any bits; index: numbers of groups; blocks: blocks of a few
-    tiles; long: blocks whose exponents need a second row, if so many tiles are in tile memory.
+    tiles; long: blocks whose exponents need a second row, if small tiles are that many.
     """
     t = config.side
     sizes = {"numbers": (96, 1, 0), "words": (48, 1, 0), "index": (8, 1, 0)}
     if config.memory.tile_dma:
         few, many = min(4 * t, 4), 4 * t + 2
         sizes["blocks"] = (8 * block_rows(t, few), block_rows(t, few), few)
-        if config.memory.tiles >= many:
+        if many <= config.memory.tiles <= 8 * t:
             sizes["long"] = (4 * block_rows(t, many), block_rows(t, many), many)
     out: dict[str, Area] = {}
     base = 1

@@ -192,7 +192,7 @@ class _Run:
         assert isinstance(i, Store)
         beats = self.t // self.config.memory.dram_words_per_cycle
         start = max(earliest, state.get("free", 0))
-        end = start + self.pipeline.store + i.rows * beats
+        end = start + self.pipeline.store + i.count * i.rows * beats
         state["free"] = end + 1
         return start, end
         yield
@@ -208,15 +208,15 @@ class _Run:
         start = max(earliest, state.get("loading", 0), state.get("scanned", 0))
         begin = max(start, last_go)  # the cycle before the loader's first row
         state["loading"] = begin + 1
-        scan = start + i.k + 1
+        scan = start + i.terms + 1
         go = begin
         drain, room, queue = p.drain(t), i.rows, p.queue(t)
-        for tile in range(i.n1 * i.n0):
-            for k in range(i.k):
+        for tile in range(i.outputs):
+            for k in range(i.terms):
                 go = max(go + t, last_go + t)
                 if k == 0 and tile == 0:
                     go = max(go, scan)
-                if k == i.k - 1:
+                if k == i.terms - 1:
                     needed = len(self.rows_ready) + room - queue
                     if needed > 0:
                         while len(self.rows_taken) < needed:
@@ -226,7 +226,7 @@ class _Run:
             first = go + 1 + drain
             self.rows_ready.extend(range(first, first + i.rows))
             self.progress = True
-        state["go"], state["scanned"] = go, go - (i.k - 1) * t
+        state["go"], state["scanned"] = go, go - (i.terms - 1) * t
         return start, go + i.rows + 1
 
     def vector(
@@ -245,8 +245,7 @@ class _Run:
         if i.fence or special:
             first = max(first, last + before + p.visible)
         first = max(first, last + 1 + before - latency, state.get("settled", 0))
-        n2, n1, n0 = i.loops.n2, i.loops.n1, i.loops.n0
-        rows = n2 * n1 * n0
+        n0, rows = i.loops.n0, i.loops.count
         tile = bool(i.tile.enable) and not special
         if tile:
             first = max(first, state.get("tile", -(10**9)) - latency)
@@ -256,7 +255,7 @@ class _Run:
         elif Source.ACC in (i.a, i.b, i.c, i.d):
             issue = yield from self.taken(first, rows)
         elif tile and n0 < t:
-            issue = (first + np.arange(n2 * n1)[:, None] * t + np.arange(n0)).reshape(-1)
+            issue = (first + np.arange(rows // n0)[:, None] * t + np.arange(n0)).reshape(-1)
         else:
             issue = np.arange(first, first + rows)
         end = int(issue[-1])

@@ -12,11 +12,11 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, ClockSignal, Module
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 
+from fpgrad.gateware.axi import AxiPort, ports
 from fpgrad.gateware.core import Core
 from fpgrad.isa.config import MachineConfig
-from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS
 from fpgrad.isa.registers import ADDRESS_BITS, WORD_BITS
 
 #: Clean-up before ``opt_dff``, or it finds no enables.
@@ -49,14 +49,12 @@ class Top(wiring.Component):
         host_address, host_write, host_data, host_read_data: the register port; a word is on
             ``host_read_data`` two cycles after its address.
         running: high during a run.
-        read_request_*, read_beat_*: reading external memory; ``read_beat_<n>`` is word ``n``.
-        write_request_*, write_beat_*: writing external memory.
+        m_axi_*: external memory as AXI4, see :mod:`fpgrad.gateware.axi`.
     """
 
     def __init__(self, config: MachineConfig, *, reset: bool = True) -> None:
         self._config = config
         self._reset = reset
-        words = range(config.memory.dram_words_per_cycle)
         super().__init__(
             {
                 **({} if reset else {"clk": In(1)}),
@@ -65,20 +63,7 @@ class Top(wiring.Component):
                 "host_data": In(WORD_BITS),
                 "host_read_data": Out(WORD_BITS),
                 "running": Out(1),
-                "read_request_valid": Out(1),
-                "read_request_ready": In(1),
-                "read_request_row": Out(DRAM_BITS),
-                "read_request_rows": Out(COUNT_BITS),
-                "read_beat_valid": In(1),
-                "read_beat_ready": Out(1),
-                **{f"read_beat_{n}": In(WORD_BITS) for n in words},
-                "write_request_valid": Out(1),
-                "write_request_ready": In(1),
-                "write_request_row": Out(DRAM_BITS),
-                "write_request_rows": Out(COUNT_BITS),
-                "write_beat_valid": Out(1),
-                "write_beat_ready": In(1),
-                **{f"write_beat_{n}": Out(WORD_BITS) for n in words},
+                **{f"m_axi_{name}": flow(bits) for name, (flow, bits) in ports(config).items()},
             }
         )
 
@@ -88,7 +73,7 @@ class Top(wiring.Component):
         return self._config
 
     def elaborate(self, platform: object) -> Module:
-        """Renames; a register before the host port."""
+        """The core and its port to external memory; a register before the host port."""
         del platform
         m = Module()
         if not self._reset:
@@ -104,23 +89,14 @@ class Top(wiring.Component):
         m.d.comb += [
             self.host_read_data.eq(core.host.read_data),
             self.running.eq(core.running),
-            core.read_beats.valid.eq(self.read_beat_valid),
-            self.read_beat_ready.eq(core.read_beats.ready),
-            self.write_beat_valid.eq(core.write_beats.valid),
-            core.write_beats.ready.eq(self.write_beat_ready),
         ]
-        for kind, port in (("read", core.read_request), ("write", core.write_request)):
-            m.d.comb += [
-                getattr(self, f"{kind}_request_valid").eq(port.valid),
-                port.ready.eq(getattr(self, f"{kind}_request_ready")),
-                getattr(self, f"{kind}_request_row").eq(port.payload.row),
-                getattr(self, f"{kind}_request_rows").eq(port.payload.rows),
-            ]
-        for n in range(self._config.memory.dram_words_per_cycle):
-            m.d.comb += [
-                core.read_beats.payload[n].eq(getattr(self, f"read_beat_{n}")),
-                getattr(self, f"write_beat_{n}").eq(core.write_beats.payload[n]),
-            ]
+        m.submodules.axi = axi = AxiPort(self._config)
+        for name in ("read_request", "read_beats", "write_request", "write_beats"):
+            connect(m, getattr(core, name), getattr(axi, name))
+        m.d.comb += [core.written.eq(axi.written), core.port_error.eq(axi.error)]
+        for name, (flow, _) in ports(self._config).items():
+            outside, inside = getattr(self, f"m_axi_{name}"), getattr(axi, f"m_axi_{name}")
+            m.d.comb += outside.eq(inside) if flow is Out else inside.eq(outside)
         return m
 
 

@@ -19,8 +19,8 @@ behind the issue ever waits; what must wait, waits there:
 A tile's last row is written :func:`~fpgrad.gateware.quantise.quantise_latency` cycles after the write
 of its last row of numbers would be, or T cycles after the last row of the tile before it if that is
 later: as when ``flow`` ends with a tile that is not full. A pass is done one cycle after its last row
-and last tile are written, and at least one cycle after the pass before it. Mask memory has the latencies of
-the other row memories.
+and last tile are written, and at least one cycle after the pass before it. Mask memory has the
+latencies of the other row memories.
 """
 
 from typing import Any

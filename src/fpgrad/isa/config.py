@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from fpgrad.errors import ConfigError, FormatError
@@ -74,6 +75,11 @@ class MemoryConfig:
         dram_rows: rows of T 32-bit words in external memory.
         dram_words_per_cycle: width of the memory port in 32-bit words, a divisor of T.
         dram_latency: cycles from a read request to its first word.
+        dram_bandwidth: words a cycle that external memory reads and writes, both together; 0 means as many as
+            the port is wide, twice as many that reads and writes do not slow each other down.
+        dram_refresh_interval, dram_refresh_cycles: in the last so many of so many cycles of a run external memory
+            moves nothing; 0 and 0: it is never refreshed. These and the two above describe the memory that a
+            machine is simulated with and for which its cycles are predicted, not the machine.
     """
 
     vector_rows: int = 2048
@@ -86,6 +92,15 @@ class MemoryConfig:
     dram_rows: int = 1 << 20
     dram_words_per_cycle: int = 16
     dram_latency: int = 20
+    dram_bandwidth: float = 0
+    dram_refresh_interval: int = 0
+    dram_refresh_cycles: int = 0
+
+    @property
+    def dram_rate(self) -> Fraction:
+        """Words that external memory moves in a cycle."""
+        words = self.dram_bandwidth or self.dram_words_per_cycle
+        return Fraction(words).limit_denominator(1000)
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,16 @@ class MachineConfig:
         if t % m.dram_words_per_cycle:
             raise ConfigError(
                 f"memory.dram_words_per_cycle must divide the tile side {t}, not be {m.dram_words_per_cycle}"
+            )
+        if not 0.01 <= m.dram_rate <= 2 * m.dram_words_per_cycle:
+            raise ConfigError(
+                f"memory.dram_bandwidth must be 0 or 0.01 to {2 * m.dram_words_per_cycle} words a cycle, "
+                f"not {m.dram_bandwidth}"
+            )
+        if not 0 <= m.dram_refresh_cycles < max(1, m.dram_refresh_interval):
+            raise ConfigError(
+                "memory.dram_refresh_cycles must be less than dram_refresh_interval, "
+                f"not {m.dram_refresh_cycles} of {m.dram_refresh_interval}"
             )
         if self.vector.number.mantissa_bits < self.matrix.tile.mantissa_bits - 2:
             raise ConfigError(

@@ -191,12 +191,16 @@ def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress)
 
 def _ports(config: MachineConfig) -> str:
     """The part of the C++ model that follows from the configuration."""
-    words = range(config.memory.dram_words_per_cycle)
-    return (
-        f"#define SIDE {config.side}\n"
-        f"#define WORDS {len(words)}\n"
-        f"#define LATENCY {config.memory.dram_latency}\n"
-        f"#define DRAM_ROWS {config.memory.dram_rows}\n"
-        f"#define READ_BEATS {', '.join(f'&top.read_beat_{n}' for n in words)}\n"
-        f"#define WRITE_BEATS {', '.join(f'top.write_beat_{n}' for n in words)}\n"
-    )
+    m, rate = config.memory, config.memory.dram_rate
+    values = {
+        "SIDE": config.side,
+        "WORDS": m.dram_words_per_cycle,
+        "LATENCY": m.dram_latency,
+        "DRAM_ROWS": m.dram_rows,
+        # Of the budget for moving words.
+        "BUDGET_GAIN": rate.numerator,
+        "BUDGET_BEAT": m.dram_words_per_cycle * rate.denominator,
+        "REFRESH_INTERVAL": m.dram_refresh_interval,
+        "REFRESH_CYCLES": m.dram_refresh_cycles,
+    }
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())

@@ -1,8 +1,9 @@
 // The generated machine, external memory as a behavioural model, and the clock: a small C interface for ctypes.
 //
-// ports.h is written beside the generated sources: SIDE, WORDS (a beat), LATENCY, DRAM_ROWS, and
-// READ_BEATS/WRITE_BEATS, the lists of the beats' ports.
+// ports.h is written beside the generated sources: SIDE, WORDS (a beat), LATENCY, DRAM_ROWS, BUDGET_GAIN,
+// BUDGET_BEAT, REFRESH_INTERVAL and REFRESH_CYCLES. docs/rtl.md says what they do.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +23,8 @@ void Vfpgrad_core___024root___eval_settle(Vfpgrad_core___024root* vlSelf);
 
 namespace {
 
+constexpr uint32_t kOkay = 0, kSlaveError = 2, kDecodeError = 3;  // responses
+
 struct Variable {
     std::string name;
     void* data;
@@ -29,10 +32,11 @@ struct Variable {
     uint64_t elements;
 };
 
-struct Transfer {
+struct Burst {
     uint64_t due;   // cycle of the first beat
     uint64_t word;  // next word of external memory
-    uint64_t end;
+    uint32_t left;  // beats
+    uint32_t id;
 };
 
 struct Machine {
@@ -41,11 +45,18 @@ struct Machine {
     uint32_t* dram = nullptr;
     uint64_t now = 0;
     uint64_t written = 0;  // words of external memory up to the last that was written
-    std::deque<Transfer> reads, writes;
+    std::deque<Burst> reads, writes;
+    uint64_t refresh = 0;        // cycles since the last refresh
+    uint64_t budget = 0;         // for moving beats
+    bool write_next = false;     // whose turn it is if the budget is not enough for both
+    bool offered = false;        // a beat is on the R channel
+    uint32_t answer = kOkay;     // to the burst that is being written
+    std::deque<uint32_t> answers;
     std::vector<Variable> variables;
 };
 
 constexpr uint64_t kWords = uint64_t{DRAM_ROWS} * SIDE;
+constexpr size_t kBeatBytes = 4 * WORDS;
 
 void list_variables(Machine& m) {
     for (const auto& scope : *m.context.scopeNameMap()) {
@@ -61,45 +72,87 @@ void list_variables(Machine& m) {
     }
 }
 
+// External memory in this cycle: what it does with what is on the design's ports, which take what it says.
+inline void serve(Machine& m) {
+    Vfpgrad_core& top = *m.top;
+    bool refreshing = false;
+    if (top.running) {
+        m.budget += BUDGET_GAIN;
+        if (m.budget > BUDGET_BEAT + BUDGET_GAIN) m.budget = BUDGET_BEAT + BUDGET_GAIN;
+        if (REFRESH_INTERVAL) {
+            refreshing = m.refresh >= REFRESH_INTERVAL - REFRESH_CYCLES;
+            if (++m.refresh == REFRESH_INTERVAL) m.refresh = 0;
+        }
+    } else {
+        // Equal runs take equally long, whenever they begin.
+        m.budget = BUDGET_BEAT + BUDGET_GAIN;
+        m.refresh = 0;
+        m.write_next = false;
+    }
+
+    bool read = !m.offered && !m.reads.empty() && m.reads.front().due <= m.now;
+    bool write = top.m_axi_wvalid && !m.writes.empty();
+    if (refreshing || m.budget < BUDGET_BEAT) {
+        read = write = false;
+    } else if (read && write && m.budget < 2 * BUDGET_BEAT) {
+        (m.write_next ? read : write) = false;
+    }
+
+    top.m_axi_bvalid = !m.answers.empty();
+    if (!m.answers.empty()) {
+        top.m_axi_bresp = m.answers.front();
+        m.answers.pop_front();
+    }
+    if (read) {
+        Burst& b = m.reads.front();
+        const bool inside = b.word + WORDS <= kWords;
+        if (inside)
+            std::memcpy(&top.m_axi_rdata, m.dram + b.word, kBeatBytes);
+        else
+            std::memset(&top.m_axi_rdata, 0, kBeatBytes);
+        top.m_axi_rresp = inside ? kOkay : kDecodeError;
+        top.m_axi_rid = b.id;
+        top.m_axi_rlast = b.left == 1;
+        b.word += WORDS;
+        if (--b.left == 0) m.reads.pop_front();
+        m.offered = true;
+        m.write_next = true;
+        m.budget -= BUDGET_BEAT;
+    }
+    top.m_axi_rvalid = m.offered;
+    if (top.m_axi_rready) m.offered = false;
+    top.m_axi_wready = write;
+    if (write) {
+        Burst& b = m.writes.front();
+        if (b.word + WORDS <= kWords) {
+            std::memcpy(m.dram + b.word, &top.m_axi_wdata, kBeatBytes);
+            m.written = std::max(m.written, b.word + WORDS);
+        } else {
+            m.answer = kDecodeError;
+        }
+        b.word += WORDS;
+        if (top.m_axi_wlast != (--b.left == 0)) m.answer = kSlaveError;
+        if (b.left == 0) {
+            m.answers.push_back(m.answer);
+            m.answer = kOkay;
+            m.writes.pop_front();
+        }
+        m.write_next = false;
+        m.budget -= BUDGET_BEAT;
+    }
+    if (top.m_axi_arvalid)
+        m.reads.push_back({m.now + LATENCY, top.m_axi_araddr / 4, top.m_axi_arlen + 1u, top.m_axi_arid});
+    if (top.m_axi_awvalid)
+        m.writes.push_back({m.now, top.m_axi_awaddr / 4, top.m_axi_awlen + 1u, 0});
+}
+
 // One clock cycle. All ports of the design come from registers, so what is read here is settled.
 inline void tick(Machine& m) {
-    Vfpgrad_core& top = *m.top;
-    bool take = false;
-    if (!m.reads.empty() && m.reads.front().due <= m.now) {
-        const uint64_t word = m.reads.front().word;
-        IData* const beats[WORDS] = {READ_BEATS};
-        for (int n = 0; n < WORDS; ++n) *beats[n] = word + n < kWords ? m.dram[word + n] : 0;
-        top.read_beat_valid = 1;
-        take = top.read_beat_ready;
-    } else {
-        top.read_beat_valid = 0;
-    }
-    if (top.write_beat_valid && !m.writes.empty()) {
-        Transfer& t = m.writes.front();
-        const IData beats[WORDS] = {WRITE_BEATS};
-        for (int n = 0; n < WORDS; ++n)
-            if (t.word + n < kWords) m.dram[t.word + n] = beats[n];
-        t.word += WORDS;
-        if (t.word > m.written) m.written = t.word < kWords ? t.word : kWords;
-        if (t.word >= t.end) m.writes.pop_front();
-    }
-    if (top.read_request_valid) {
-        const uint64_t first = uint64_t{top.read_request_row} * SIDE;
-        m.reads.push_back({m.now + LATENCY, first, first + uint64_t{top.read_request_rows} * SIDE});
-    }
-    if (top.write_request_valid) {
-        const uint64_t first = uint64_t{top.write_request_row} * SIDE;
-        m.writes.push_back({m.now, first, first + uint64_t{top.write_request_rows} * SIDE});
-    }
-    if (take) {
-        Transfer& t = m.reads.front();
-        t.word += WORDS;
-        if (t.word >= t.end) m.reads.pop_front();
-    }
-    top.clk = 1;
-    top.eval();
-    top.clk = 0;
-    top.eval();
+    serve(m);
+    m.top->clk = 1;
+    m.top->eval();
+    m.top->clk = 0;
+    m.top->eval();
     ++m.now;
 }
 
@@ -114,9 +167,8 @@ void* fpgrad_open() {
     if (!m->dram) return nullptr;
     m->top = std::make_unique<Vfpgrad_core>(&m->context, "top");
     m->top->clk = 0;
-    m->top->read_request_ready = 1;
-    m->top->write_request_ready = 1;
-    m->top->write_beat_ready = 1;
+    m->top->m_axi_arready = 1;
+    m->top->m_axi_awready = 1;
     m->top->eval();
     list_variables(*m);
     return m.release();

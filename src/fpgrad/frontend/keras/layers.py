@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fpgrad.frontend.keras.activations import activate, softmax
-from fpgrad.frontend.keras.context import Context, Value
+from fpgrad.frontend.keras.context import Context, Grid, Value
 from fpgrad.frontend.keras.maps import channel_format, to_map, to_vector, whole
 from fpgrad.frontend.keras.options import check_layer_options
 from fpgrad.frontend.keras.registry import lowers
@@ -21,30 +21,36 @@ from fpgrad.graph import builder as g
 
 @lowers("core.dense.Dense")
 def dense(context: Context, layer: Any, inputs: tuple[Value, ...], arguments: Mapping) -> Value:
-    """``activation(x · kernel + bias)``; of a flattened map a convolution that covers it."""
+    """``activation(x · kernel + bias)``: of a map at each position, as Keras does.
+
+    Of a flattened map it is a convolution that covers it.
+    """
     check_layer_options(context, layer, arguments)
     (x,) = inputs
-    if len(x.shape) != 1:
+    if len(x.shape) > 3:
         context.report(
             layer.name,
             f"Dense on a tensor of shape {(None, *x.shape)} is not supported",
-            "put a Flatten before it, or use a convolution with kernel_size=1 in its place",
+            "put a Flatten before it: Dense works on vectors and at the positions of maps",
         )
         return context.placeholder(layer.name, (*x.shape[:-1], layer.units))
-    shape = (x.features, layer.units)
+    if len(x.shape) > 1:
+        x = to_map(context, layer.name, x, channels_first=False)
+    shape = (x.features if len(x.shape) == 1 else x.node.shape[1], layer.units)
     name = f"{layer.name}/kernel"
-    if x.is_map:
-        assert x.grid is not None
-        windows = whole(x.grid)
-        layout = KernelLayout(shape, x.grid.positions, order=x.order)
-        node = g.conv(x.node, context.state(layer._kernel, name, layout), windows)
+    grid = x.grid
+    if grid is not None and x.is_map and len(x.shape) == 1:
+        layout = KernelLayout(shape, grid.positions, order=x.order)
+        node = g.conv(x.node, context.state(layer._kernel, name, layout), whole(grid))
     else:
         layout = KernelLayout(shape, order=x.order)
         node = g.matmul(x.node, context.state(layer._kernel, name, layout))
     if layer.use_bias:
         row = KernelLayout((1, layer.units))
         node = g.add(node, context.state(layer.bias, f"{layer.name}/bias", row))
-    return activate(context, layer.name, layer.activation, Value(node, (layer.units,)))
+    out = (*x.shape[:-1], layer.units)
+    value = Value(node, out, Grid.of(out, channels_first=False) if len(out) > 1 else None)
+    return activate(context, layer.name, layer.activation, value)
 
 
 @lowers("regularization.dropout.Dropout")

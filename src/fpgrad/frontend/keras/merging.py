@@ -36,7 +36,8 @@ def _merge(
     else:
         values = _vectors(context, layer, inputs, same_rank)
     if values is None:
-        return inputs[0]
+        shapes = [value.shape for value in inputs] if same_rank else [inputs[0].shape]
+        return context.placeholder(layer.name, tuple(map(max, zip(*shapes, strict=True))))
     node = values[0].node
     for value in values[1:]:
         node = combine(node, value.node)
@@ -156,7 +157,8 @@ def concatenate(
     if flat and all(value.order is None and natural_map(value) is None for value in inputs):
         return Value(g.concat(*(to_vector(value).node for value in inputs)), tuple(shape))
     channels_first = channel_format(rank, axis)
-    if channels_first is None:
+    formats = {grid.channels_first for value in inputs if (grid := natural_map(value)) is not None}
+    if channels_first is None or not formats <= {channels_first}:
         context.report(
             layer.name,
             f"Concatenate of shape {(None, *inputs[0].shape)} along axis {layer.axis} "

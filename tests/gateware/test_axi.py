@@ -1,0 +1,194 @@
+"""The AXI4 port: every burst rule under stalls in all directions, and what reads and writes do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+from tests.gateware.axi_memory import AxiMemory
+
+from fpgrad.formats import TileFormat
+from fpgrad.gateware.axi import READS_QUEUE, AxiPort, burst_beats
+from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
+
+ROWS = 800
+
+
+def config(side, words):
+    return MachineConfig(
+        matrix=MatrixConfig(tile=TileFormat(side=side)),
+        memory=MemoryConfig(dram_rows=ROWS, dram_words_per_cycle=words),
+    )
+
+
+def simulate(dut, memory, *benches):
+    async def serve(ctx):
+        await memory.serve(ctx, dut)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    # First: what it says is seen by the others in the same cycle.
+    sim.add_testbench(serve, background=True)
+    for bench in benches:
+        sim.add_testbench(bench)
+    sim.run()
+
+
+def boundary(c):
+    """Rows between two boundaries."""
+    return burst_beats(c) * c.memory.dram_words_per_cycle // c.side
+
+
+def requests(c):
+    """Of boundary lengths and places; (row, rows)."""
+    page = boundary(c)
+    out = [(0, 1), (1, 2), (page - 1, 1), (page - 1, 2), (page, page), (page - 3, page + 5)]
+    return [*out, (5, 2 * page), (3, 1), (4, 1), (2 * page, 1)]
+
+
+@pytest.mark.parametrize(("side", "words"), [(4, 1), (4, 4), (32, 32)])
+@pytest.mark.parametrize("stall", [0, 0.5])
+@pytest.mark.parametrize("hold", [0, 0.5])
+def test_reads(side, words, stall, hold):
+    c = config(side, words)
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 1 << 32, (ROWS, side), dtype=np.uint32)
+    dut, memory = AxiPort(c), AxiMemory(rows.reshape(-1), words, stall)
+    wanted = [[], []]
+    todo = [(row, count, int(rng.integers(2))) for row, count in requests(c)]
+    for row, count, index in todo:
+        wanted[index] += rows[row : row + count].reshape(-1, words).tolist()
+    cycles = []
+
+    async def ask(ctx):
+        for row, count, index in todo:
+            ctx.set(dut.read_request.payload, {"row": row, "rows": count, "index": index})
+            ctx.set(dut.read_request.valid, 1)
+            await ctx.tick().until(dut.read_request.ready)
+            ctx.set(dut.read_request.valid, 0)
+            while rng.random() < hold:
+                await ctx.tick()
+
+    async def take(ctx):
+        got = [[], []]
+        total = sum(len(beats) for beats in wanted)
+        for now in range(20000):
+            ready = rng.random() >= hold
+            ctx.set(dut.read_beats.ready, ready)
+            if ready and ctx.get(dut.read_beats.valid):
+                cycles.append(now)
+                index = ctx.get(dut.read_beats.payload.index)
+                got[index].append([ctx.get(w) for w in dut.read_beats.payload.words])
+            if sum(len(beats) for beats in got) == total:
+                break
+            await ctx.tick()
+        assert got == wanted
+
+    simulate(dut, memory, ask, take)
+    if not stall and not hold:
+        # A request in cycle 0, on AR in 2, beats from 3 on the stream in 4: one a cycle to the end.
+        assert cycles == list(range(4, 4 + len(cycles)))
+
+
+def test_reads_wait_in_the_queue_until_they_are_taken():
+    c = config(4, 4)
+    rows = np.arange(4 * ROWS, dtype=np.uint32)
+    dut = AxiPort(c)
+    taken = []
+
+    async def bench(ctx):
+        ctx.set(dut.read_request.payload, {"row": 0, "rows": 40, "index": 0})
+        ctx.set(dut.read_request.valid, 1)
+        await ctx.tick()
+        ctx.set(dut.read_request.valid, 0)
+        await ctx.tick().repeat(60)
+        assert not ctx.get(dut.m_axi_rready)
+        for _ in range(READS_QUEUE):
+            assert ctx.get(dut.read_beats.valid)
+            ctx.set(dut.read_beats.ready, 1)
+            taken.append(ctx.get(dut.read_beats.payload.words[0]))
+            await ctx.tick()
+
+    simulate(dut, AxiMemory(rows, 4), bench)
+    assert taken == list(range(0, 4 * READS_QUEUE, 4))
+
+
+@pytest.mark.parametrize(("side", "words"), [(4, 1), (4, 4), (32, 32)])
+@pytest.mark.parametrize("stall", [0, 0.5])
+@pytest.mark.parametrize("hold", [0, 0.5])
+def test_writes(side, words, stall, hold):
+    c = config(side, words)
+    rng = np.random.default_rng(1)
+    wanted = np.zeros((ROWS, side), np.uint32)
+    dut, memory = AxiPort(c), AxiMemory(np.zeros_like(wanted).reshape(-1), words, stall)
+    todo = [(row, count, n % 3 != 1) for n, (row, count) in enumerate(requests(c))]
+    beats, bursts = [], []
+    for row, count, _ in todo:
+        wanted[row : row + count] = rng.integers(0, 1 << 32, (count, side), dtype=np.uint32)
+        beats += wanted[row : row + count].reshape(-1, words).tolist()
+        first, last = row // boundary(c), (row + count - 1) // boundary(c)
+        bursts.append(last - first + 1 + sum(bursts[-1:]))
+    ends = [n for n, (_, _, last) in zip(bursts, todo, strict=True) if last]
+    cycles = []
+
+    async def ask(ctx):
+        for row, count, last in todo:
+            ctx.set(dut.write_request.payload, {"row": row, "rows": count, "last": last})
+            ctx.set(dut.write_request.valid, 1)
+            await ctx.tick().until(dut.write_request.ready)
+            ctx.set(dut.write_request.valid, 0)
+            while rng.random() < hold:
+                await ctx.tick()
+
+    async def give(ctx):
+        for beat in beats:
+            ctx.set(dut.write_beats.payload, beat)
+            ctx.set(dut.write_beats.valid, 1)
+            await ctx.tick().until(dut.write_beats.ready)
+            ctx.set(dut.write_beats.valid, 0)
+            while rng.random() < hold:
+                await ctx.tick()
+
+    async def watch(ctx):
+        seen = 0
+        for now in range(20000):
+            if ctx.get(dut.written):
+                cycles.append(now)
+                # Not before the answer to the burst that ends the request.
+                assert memory.answered == ends[seen]
+                seen += 1
+            if seen == len(ends):
+                break
+            await ctx.tick()
+        for _ in range(20):
+            await ctx.tick()
+            assert not ctx.get(dut.written)
+
+    simulate(dut, memory, ask, give, watch)
+    assert len(cycles) == len(ends)
+    assert len(memory.bursts["aw"]) == memory.answered == bursts[-1]
+    np.testing.assert_array_equal(memory.words.reshape(-1, side), wanted)
+    if not stall and not hold:
+        # A request in cycle 0, its beats taken from 2 on, on W in 3, on B one after the last, 1.
+        assert cycles[-1] == 3 + len(beats) - 1 + 2
+
+
+@pytest.mark.parametrize(("channel", "answer"), [("r", 2), ("r", 3), ("b", 2), ("b", 3)])
+def test_errors_of_memory_are_reported(channel, answer):
+    dut = AxiPort(config(4, 4))
+
+    async def bench(ctx):
+        await ctx.tick().repeat(2)
+        ctx.set(getattr(dut, f"m_axi_{channel}resp"), answer)
+        assert not ctx.get(dut.error)
+        ctx.set(getattr(dut, f"m_axi_{channel}valid"), 1)
+        await ctx.tick()
+        ctx.set(getattr(dut, f"m_axi_{channel}valid"), 0)
+        assert ctx.get(dut.error)
+        await ctx.tick()
+        assert not ctx.get(dut.error)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(bench)
+    sim.run()
