@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
+from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import last_first, products_first, schedule, soonest_first
+from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
-from fpgrad.codegen.spill import fit_tiles
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
+from fpgrad.codegen.stream import fit_tiles
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -92,8 +93,11 @@ def compile_functions(
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
-        steps.steps = best_order(steps, config, machine.tile_limit is not None)
+        steps.steps = best_order(steps, config)
     house = housekeeping(keep, vector_floor)
+    pieces: dict[Buffer, Pieces] = {}
+    for steps in lists:
+        pieces |= divide(steps, config.side)
     if machine.tile_limit is not None:
         for steps in lists:
             fit_tiles(steps, tile_floor, machine.tile_limit, config.side)
@@ -113,8 +117,9 @@ def compile_functions(
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
     for name, selector in selected.items():
         symbols += [
-            symbol(s.buffer, s.grid, s.kind, s.transposed, f"{name}: ")
+            named
             for s in selector.stored.values()
+            for named in row_symbols(s, pieces.get(s.buffer), f"{name}: ")
         ]
         symbols += [
             symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ")
@@ -135,12 +140,9 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig, scarce: bool) -> list[VectorStep]:
-    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split; where tiles are
-    ``scarce``, in one that needs few at once."""
+def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
+    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
     side, queue = config.side, config.matrix.queue_rows
-    if scarce:
-        return schedule(steps.steps, side, queue, last_first)[0]
     if len(steps.steps) > FEW:
         return schedule(steps.steps, side, queue, products_first)[0]
     halves = split(steps).steps
@@ -318,6 +320,16 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
         )
 
 
+def row_symbols(s: Stored, pieces: Pieces | None, prefix: str) -> Iterator[Symbol]:
+    """A tensor's entries in the symbol table, one for each piece."""
+    if pieces is None:
+        yield symbol(s.buffer, s.grid, s.kind, s.transposed, prefix)
+        return
+    for first, buffer in zip(pieces.first, pieces.buffers, strict=True):
+        whole = symbol(buffer, s.grid, s.kind, s.transposed, prefix)
+        yield replace(whole, name=prefix + s.buffer.name, first=first)
+
+
 def symbol(
     buffer: Buffer, grid: Grid, kind: str, transposed: bool = False, prefix: str = ""
 ) -> Symbol:
@@ -366,7 +378,7 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
         )
     t = selector.t
     columns = [n.name for n in selector.columns]
-    spill = selector.out.spill_rows(t)
+    spill = selector.out.spill_rows
     return {
         "batch_size": (batch or selector.columns)[0].shape[0],
         "inputs": [

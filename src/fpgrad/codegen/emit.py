@@ -173,15 +173,14 @@ class Emitter:
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
         for i, move in enumerate(moves, len(loads)):
-            count, tiles, rows = move.blocks(self.side)
             instruction = Load(
                 kind=Transfer.TILES,
-                count=count,
-                rows=tiles,
+                count=move.count,
+                rows=move.tiles,
                 source=DramAddress(register("spill"), move.row),
-                stride=rows,
-                target=base(move.buffer),
-                group_stride=tiles,
+                stride=move.block,
+                target=base(move.buffer) + move.inside,
+                group_stride=move.tiles,
                 wait=Tokens(vector=channel.wait(i)),
                 signal=Tokens(matrix=1),
             )
@@ -254,15 +253,14 @@ class Emitter:
                 )
                 self.add(Unit.STORE, instruction, item.base, "store", item.base)
             else:
-                count, tiles, rows = item.blocks(self.side)
                 instruction = Store(
                     kind=Transfer.TILES,
-                    count=count,
-                    rows=tiles,
-                    source=base(item.buffer),
-                    group_stride=tiles,
+                    count=item.count,
+                    rows=item.tiles,
+                    source=base(item.buffer) + item.inside,
+                    group_stride=item.tiles,
                     target=DramAddress(register("spill"), item.row),
-                    stride=rows,
+                    stride=item.block,
                     wait=Tokens(vector=1),
                     signal=Tokens(vector=1),
                 )

@@ -199,16 +199,25 @@ def regions(
     """
     output, source = maps(windows, tile_rows)
     rows = max(1, BAND // (output.width * output.samples * across))
-    high = [
-        s.part(start, min(rows, s.count - start))
-        for s in segments(windows[0], taps_matter=taps_matter)
-        for start in range(0, s.count, rows)
-    ]
+    high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
     found: list[Region] = []
     for h in sorted(high, key=lambda s: s.first):
         for w in segments(windows[1], taps_matter=taps_matter):
             found += _with_samples(h, w, output, source)
     return found
+
+
+def cut(s: Segment, rows: int) -> list[Segment]:
+    """A segment in parts that end where those of other segments of the axis do: at multiples of ``rows`` outputs."""
+    parts: list[Segment] = []
+    start = 0
+    while start < s.count:
+        first = s.first + start * s.step
+        end = (first // (rows * s.step) + 1) * rows * s.step
+        count = min(s.count - start, -(-(end - first) // s.step))
+        parts.append(s.part(start, count))
+        start += count
+    return parts
 
 
 def _with_samples(h: Segment, w: Segment, output: Map, source: Map) -> list[Region]:

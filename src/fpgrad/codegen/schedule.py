@@ -249,24 +249,11 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
 
     A pass that takes its rows waits for them most of the time: what can be done meanwhile goes before it.
     """
-    return products_by(ready, units, height)
-
-
-def last_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
-    """The same with the product of least height, so that what is near the end of its life gets there: the gradient of
-    a kernel comes as soon as it can, and its operands' tiles are free."""
-    return products_by(ready, units, lambda item: (-item.height, -item.index))
-
-
-def products_by(
-    ready: list[Item], units: Units, key: Callable[[Item], tuple[int, int]]
-) -> tuple[Item, Slot]:
-    """Products by an order of their own, other passes where they delay none."""
     able = [item for item in ready if item.products]
     if not able:
         best = max(ready, key=height)
         return best, timing(best, units)
-    best = max(able, key=key)
+    best = max(able, key=height)
     best = min((item for item in able if item.tensor == best.tensor), key=lambda item: item.index)
     slot = timing(best, units)
     meanwhile = [

@@ -276,6 +276,8 @@ class TileMove:
         kind: "store": after step ``at`` has written the buffer's last tile; its place is free from step ``until`` on.
             "load": once all steps before ``at`` are complete; step ``until`` is the first to read them.
         row: first row in the spill area of external memory.
+        count, tiles: blocks, and tiles in each; block: rows of external memory from one to the next.
+        inside: the first tile of the buffer that moves.
     """
 
     buffer: Buffer
@@ -283,17 +285,15 @@ class TileMove:
     row: int
     at: int
     until: int
+    count: int
+    tiles: int
+    block: int
+    inside: int = 0
 
-    def blocks(self, side: int) -> tuple[int, int, int]:
-        """Blocks, tiles in each, and rows of external memory for each: exponents first, at most a row of them."""
-        size = self.buffer.size
-        tiles = max(n for n in range(1, min(size, 4 * side) + 1) if size % n == 0)
-        return size // tiles, tiles, 1 + tiles * side // 4
-
-    def rows(self, side: int) -> int:
+    @property
+    def rows(self) -> int:
         """Rows of external memory."""
-        count, _, each = self.blocks(side)
-        return count * each
+        return self.count * self.block
 
 
 @dataclass
@@ -306,6 +306,7 @@ class StepList:
     stores: list[StoreStep] = field(default_factory=list)
     moves: list[TileMove] = field(default_factory=list)
 
-    def spill_rows(self, side: int) -> int:
+    @property
+    def spill_rows(self) -> int:
         """Rows of external memory that tiles wait in."""
-        return max((m.row + m.rows(side) for m in self.moves), default=0)
+        return max((m.row + m.rows for m in self.moves), default=0)
