@@ -78,10 +78,6 @@ class Pipeline:
         """From the read of a streamed row to its arrival in the queue of finished rows."""
         return 13 if side <= 4 else 14
 
-    def queue(self, side: int) -> int:
-        """Rows of the queue of finished rows."""
-        return max(32, 4 * side)
-
 
 PIPELINE = Pipeline()
 
@@ -109,7 +105,7 @@ def _clockwork(config: MachineConfig, pipeline: Pipeline) -> dict[str, int]:
         "rate": min(1000, int(1000 * memory.dram_rate / words)),
         "quantise": p.quantise(side),
         "drain": p.drain(side),
-        "queue": p.queue(side),
+        "queue": config.matrix.queue_rows,
         "burst": min(256, 4096 // (4 * words)),
         **{
             name: getattr(p, name)
