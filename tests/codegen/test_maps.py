@@ -10,6 +10,7 @@ from tests.codegen.models import functions, g, metrics, optimizers
 from tests.codegen.test_training import check, labels
 
 from fpgrad.codegen.compile import Machine, compile_functions
+from fpgrad.errors import DataError
 from fpgrad.formats import TileFormat
 from fpgrad.graph import Function, Node, Window, verify
 from fpgrad.graph.maps import group_mask
@@ -36,9 +37,9 @@ def window(size: int, kernel: int, stride: int = 1, dilation: int = 1, same: boo
 class Net:
     """Builds a forward function layer by layer; ``x`` is the map or vector so far."""
 
-    def __init__(self, n: int, height: int, width: int, channels: int) -> None:
+    def __init__(self, n: int, height: int, width: int, channels: int, octets=False) -> None:
         self.n, self.h, self.w, self.c = n, height, width, channels
-        self.input = g.batch_input("x", (n, height * width * channels))
+        self.input = g.batch_input("x", (n, height * width * channels), octets)
         self.x: Node = self.input
         self.states: list[Node] = []
         self.count = 0
@@ -181,7 +182,7 @@ def narrow() -> Machine:
     return Machine(MachineConfig(matrix, memory=MemoryConfig(dram_words_per_cycle=T)))
 
 
-def trained(program, net, steps: int = 3) -> dict[str, bytes]:
+def trained(program, net, steps: int = 3, images=None) -> dict[str, bytes]:
     """All states after some steps on the reference, bit for bit."""
     rng = np.random.default_rng(3)
     session = Session(program, ReferenceExecutor(program.config))
@@ -193,7 +194,7 @@ def trained(program, net, steps: int = 3) -> dict[str, bytes]:
     session.write_states(start)
     samples = 2 * net.n
     data = {
-        "x": rng.normal(size=(samples, net.input.shape[1])),
+        "x": rng.normal(size=(samples, net.input.shape[1])) if images is None else images,
         "y": rng.integers(0, net.c, samples).astype(float),
         "sample_weight": np.ones(samples),
         "valid": np.ones(samples),
@@ -254,3 +255,27 @@ def test_tiles_wait_in_external_memory(n, size):
     kinds = {i.kind for i in program.units[Unit.LOAD]} & {i.kind for i in program.units[Unit.STORE]}
     assert Transfer.TILES in kinds
     assert trained(program, net) == trained(free, net)
+
+
+def test_bytes_are_sent_as_bytes():
+    def net(octets: bool) -> Net:
+        made = Net(4, 5, 6, 2, octets=octets).folded(4).relu()
+        return made.dense(3) if made.h == made.w else made.flat().vector(3)
+
+    programs = {}
+    for octets in (False, True):
+        made = net(octets)
+        fs = functions(made.done(), optimizer=optimizers.sgd())
+        programs[octets] = compile_functions(fs, narrow()), made
+    program, made = programs[True]
+    assert program.config.memory.bytes
+    images = (
+        np.random.default_rng(0)
+        .integers(0, 256, (2 * made.n, made.input.shape[1]))
+        .astype(np.uint8)
+    )
+    assert trained(program, made, images=images) == trained(*programs[False], images=images)
+    with pytest.raises(
+        DataError, match="x must hold whole numbers from 0 to 255: the model takes bytes"
+    ):
+        trained(program, made, images=images + 0.5)

@@ -109,8 +109,14 @@ def compile_functions(
     control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
         spills = any(steps.moves for steps in lists)
+        octets = any(load.octets for steps in lists for load in steps.loads)
         config = fitted(
-            config, need, control, [s for steps in (*lists, *house) for s in steps.steps], spills
+            config,
+            need,
+            control,
+            [s for steps in (*lists, *house) for s in steps.steps],
+            spills,
+            octets,
         )
     check_fit(config, need, control)
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
@@ -264,6 +270,7 @@ def fitted(
     control: Mapping[str, int],
     steps: Sequence[VectorStep],
     spills: bool,
+    octets: bool,
 ) -> MachineConfig:
     """The smallest machine for a program."""
     t = config.side
@@ -282,6 +289,7 @@ def fitted(
         outbox_rows=align_up(max(need.outbox_rows, t), t),
         mask_rows=align_up(need.mask_rows, t),
         tile_dma=spills,
+        bytes=octets,
     )
     depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
     return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))
@@ -383,7 +391,11 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
         "batch_size": (batch or selector.columns)[0].shape[0],
         "inputs": [
             {"name": n.name, "columns": n.shape[1]}
-            | ({"image": asdict(selector.images[n])} if n in selector.images else {})
+            | (
+                {"image": asdict(selector.images[n]), "octets": bool(n.attrs["octets"])}
+                if n in selector.images
+                else {}
+            )
             for n in batch
         ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],

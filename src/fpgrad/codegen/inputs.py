@@ -79,9 +79,9 @@ def image_of(node: Node) -> Image:
     return Image(h.size, w.size, node.attrs["channels"], *border(h), *border(w))
 
 
-def load_image(selector: Selector, node: Node, image: Image, octets: bool) -> Stored:
-    """The loads of an image input, one for each sample tile."""
-    t = selector.t
+def load_image(selector: Selector, node: Node, image: Image) -> Stored:
+    """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row."""
+    t, octets = selector.t, bool(node.attrs["octets"])
     samples = node.shape[0]
     if samples % t:
         raise GraphError(f"{node.name}: a batch of images must be a multiple of {t}, not {samples}")

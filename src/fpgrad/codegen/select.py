@@ -84,7 +84,7 @@ class Selector:
                 self.images[x] = image.around(self.images.get(x, image))
         for node in batch:
             if node in self.images:
-                self.stored[node] = load_image(self, node, self.images[node], False)
+                self.stored[node] = load_image(self, node, self.images[node])
                 continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)

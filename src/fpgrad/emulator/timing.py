@@ -140,7 +140,9 @@ def timeline(
         )
     except _native.Fault as fault:
         raise ExecutionError(str(fault)) from None
-    return [Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()]
+    return [
+        Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()
+    ]
 
 
 class CycleModel:

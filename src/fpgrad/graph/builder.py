@@ -71,19 +71,19 @@ def _check_shape(what: str, name: str, shape: Shape) -> Shape:
     return int(shape[0]), int(shape[1])
 
 
-def input_(name: str, shape: Shape, kind: str = "batch") -> Node:
+def input_(name: str, shape: Shape, kind: str = "batch", octets: bool = False) -> Node:
     """An input of the step; `kind` is one of INPUT_KINDS."""
     if kind not in INPUT_KINDS:
         raise GraphError(f"kind of input {name!r} must be one of {INPUT_KINDS}, not {kind!r}")
     shape = _check_shape("input", name, shape)
     if (kind == "column" and shape[1] != 1) or (kind in ("scalar", "seed") and shape != (1, 1)):
         raise GraphError(f"shape of {kind} input {name!r} cannot be {shape}")
-    return Node("input", (), {"kind": kind}, shape, name)
+    return Node("input", (), {"kind": kind, "octets": octets}, shape, name)
 
 
-def batch_input(name: str, shape: Shape) -> Node:
-    """(N, F) data, one row a sample."""
-    return input_(name, shape, "batch")
+def batch_input(name: str, shape: Shape, octets: bool = False) -> Node:
+    """(N, F) data, one row a sample; octets: whole numbers of 0 to 255, which may come as bytes."""
+    return input_(name, shape, "batch", octets)
 
 
 def column_input(name: str, rows: int) -> Node:

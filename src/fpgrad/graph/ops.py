@@ -377,7 +377,7 @@ OPS: Mapping[str, OpRecord] = {record.name: record for record in (*_RECORDS, *MA
 """Every op by name. The leaves `input`, `state` and `const` are not ops: they compute nothing."""
 
 LEAF_ATTRS: Mapping[str, tuple[str, ...]] = {
-    "input": ("kind",),
+    "input": ("kind", "octets"),
     "state": ("role", "trainable", "blocks"),
     "const": ("value",),
 }

@@ -116,6 +116,8 @@ def _print_attrs(node: Node) -> str:
         attrs["windows"] = [str(window) for window in attrs["windows"]]
     if node.op == "state" and attrs.get("blocks") == 1:
         del attrs["blocks"]
+    if node.op == "input" and not attrs.get("octets"):
+        attrs.pop("octets", None)
     return json.dumps(attrs)
 
 
@@ -128,6 +130,8 @@ def _parse_node(match: Mapping[str, Any], nodes: Mapping[int, Node]) -> Node:
         attrs["value"] = value
     elif match["op"] == "state":
         attrs.setdefault("blocks", 1)
+    elif match["op"] == "input":
+        attrs.setdefault("octets", False)
     elif "shape" in attrs:
         attrs["shape"] = tuple(attrs["shape"])
     elif "windows" in attrs:

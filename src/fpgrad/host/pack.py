@@ -89,6 +89,14 @@ def tensor(
     return full[..., : r // blocks, :c].reshape(*lead, r, c)
 
 
+def sample_octets(values: NDArray[np.uint8], side: int) -> NDArray[np.uint32]:
+    """A data set of bytes (n, F) as words (n+1, ceil(F/4T), T): padded features, and a sample of zeros at the end."""
+    n, features = values.shape
+    out = np.zeros((n + 1, -(-features // (4 * side)) * 4 * side), np.uint8)
+    out[:n, :features] = values
+    return out.view("<u4").reshape(n + 1, -1, side)
+
+
 def bordered(values: NDArray, image: Mapping[str, int]) -> NDArray:
     """Images (n, H*W*C) with a border of zeros, flat again.
 

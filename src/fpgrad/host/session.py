@@ -154,12 +154,13 @@ class Session:
 
         Args:
             inputs: by input name, (n, F) for batch inputs, (n,) or (n, 1) for per-sample columns. Columns that are
-                not given are zero for every sample.
+                not given are zero for every sample. Bytes stay bytes where the program takes them.
 
         Raises:
+            DataError: an input of bytes holds other numbers than 0 to 255.
             DataShapeError: arrays of different length or width. InvalidArgumentError: unknown names.
         """
-        arrays = {k: np.asarray(v, np.float32) for k, v in inputs.items()}
+        arrays = {k: _numbers(v) for k, v in inputs.items()}
         lengths = {k: len(v) for k, v in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1:
             raise DataShapeError(f"inputs must have the same number of samples, not {lengths}")
@@ -198,6 +199,11 @@ class Session:
             )
         if "image" in info:
             array = pack.bordered(array, info["image"])
+        if info.get("octets"):
+            words = pack.sample_octets(_octets(name, array), self.side)
+            data.rows[name] = self._memory.reserve(words.shape[0] * words.shape[1])
+            self.executor.write(data.rows[name], words.reshape(-1, self.side))
+            return
         rows = pack.sample_rows(array, self.side)
         data.rows[name] = self._memory.reserve(rows.shape[0] * rows.shape[1])
         self._write(data.rows[name], rows)
@@ -380,3 +386,19 @@ class Session:
 def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
     """Words for the generators of each lane, (steps, lanes), from one seed a step."""
     return (splitmix64(seeds, np.arange(1, lanes + 1)) >> np.uint64(32)).astype(np.uint32)
+
+
+def _numbers(values: ArrayLike) -> NDArray:
+    """As float32, or as the bytes that they are."""
+    array = np.asarray(values)
+    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
+
+
+def _octets(name: str, values: NDArray) -> NDArray[np.uint8]:
+    """Whole numbers from 0 to 255 as bytes."""
+    if values.dtype == np.uint8:
+        return values
+    octets = np.clip(values, 0, 255).astype(np.uint8)
+    if not np.array_equal(octets, values):
+        raise DataError(f"{name} must hold whole numbers from 0 to 255: the model takes bytes")
+    return octets

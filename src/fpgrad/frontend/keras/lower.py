@@ -145,7 +145,7 @@ def _inputs(context: Context, model: Any) -> tuple[list[Value], tuple[InputBindi
             )
         sizes = tuple(size or 1 for size in shape)
         value = context.placeholder(name, sizes)
-        node = g.batch_input(name, value.node.shape)
+        node = g.batch_input(name, value.node.shape, octets=str(tensor.dtype) == "uint8")
         grid = Grid.of(sizes, True) if channels_first and len(sizes) in (2, 3) else None
         values.append(Value(node, sizes, grid))
         bindings.append(InputBinding(name, sizes, values[-1].order))
