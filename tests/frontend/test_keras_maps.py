@@ -257,6 +257,11 @@ def test_the_input_layer_folds_taps_into_channels():
         check(sequential(IMAGE, *layers), {"unfold", "conv"})
 
 
+def test_a_reshaped_input_is_read_as_an_image():
+    layers = [L.Reshape((7, 6, 1)), L.Rescaling(0.5), L.Conv2D(4, 3, padding="same")]
+    check(sequential((42,), *layers), {"unfold", "matmul"}, {"unflatten", "conv"})
+
+
 def test_dense_reads_a_flattened_map_where_it_lies():
     model = sequential(IMAGE, L.Conv2D(4, 3), L.Flatten(), L.ReLU(), L.Dense(5))
     lowered = check(model, {"conv"}, {"flatten"})

@@ -8,6 +8,9 @@ import pytest
 from tests.keras.exact import ExactSession
 from tests.keras.test_parity import _exact, check
 
+from fpgrad.codegen.compile import Machine
+from fpgrad.formats import TileFormat
+from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
 from fpgrad.keras import FPGA
 
 __all__ = ["_exact"]
@@ -94,7 +97,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name):
     x, y = images()
-    check(classifier(IMAGE, NETWORKS[name]), x, y, batch_size=10)
+    check(classifier(IMAGE, NETWORKS[name]), x, y, batch_size=10, epochs=2)
 
 
 SERIES_NETWORKS = {
@@ -111,7 +114,7 @@ SERIES_NETWORKS = {
 @pytest.mark.parametrize("name", SERIES_NETWORKS)
 def test_series(name):
     x, y = images(SERIES)
-    check(classifier(SERIES, SERIES_NETWORKS[name]), x, y, batch_size=10)
+    check(classifier(SERIES, SERIES_NETWORKS[name]), x, y, batch_size=10, epochs=2)
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ CHANNELS_FIRST = {
 @pytest.mark.parametrize("name", CHANNELS_FIRST)
 def test_channels_first(name):
     x, y = images((2, 6, 5))
-    check(classifier((2, 6, 5), CHANNELS_FIRST[name]), x, y, batch_size=10)
+    check(classifier((2, 6, 5), CHANNELS_FIRST[name]), x, y, batch_size=10, epochs=2)
 
 
 OPTIMIZERS = {
@@ -164,7 +167,7 @@ def test_optimizer_variables_of_kernels(name):
             L.Flatten(),
         ]
 
-    check(classifier(IMAGE, layers, OPTIMIZERS[name]), x, y, batch_size=10)
+    check(classifier(IMAGE, layers, OPTIMIZERS[name]), x, y, batch_size=10, epochs=2)
 
 
 def test_residual_network():
@@ -183,7 +186,7 @@ def test_residual_network():
         model.compile("sgd", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 
-    check(build, x, y, batch_size=10)
+    check(build, x, y, batch_size=10, epochs=2)
 
 
 @pytest.mark.parametrize("loss", ["mse", "binary_crossentropy"])
@@ -202,7 +205,7 @@ def test_autoencoder(loss):
         model.compile("adam", loss=loss, metrics=["mae"])
         return model
 
-    check(build, x, x, batch_size=10)
+    check(build, x, x, batch_size=10, epochs=2)
 
 
 @pytest.mark.usefixtures("_channels_first")
@@ -221,7 +224,7 @@ def test_autoencoder_with_channels_first():
         model.compile("adam", loss="mse", metrics=["mae"])
         return model
 
-    check(build, x, x, batch_size=10)
+    check(build, x, x, batch_size=10, epochs=2)
 
 
 def test_bytes_stay_bytes():
@@ -240,7 +243,7 @@ def test_bytes_stay_bytes():
             return super().upload(inputs)
 
     build = classifier(IMAGE, layers)
-    check(build, x, y, batch_size=10)
+    check(build, x, y, batch_size=10, epochs=2)
     model = build()
     FPGA(model, open_session=Session).fit(x, y, verbose=0)
     assert seen[0][model.inputs[0].name] == np.uint8
@@ -263,3 +266,12 @@ def test_batches_fill_whole_tiles():
     mlp = FPGA(classifier(IMAGE, lambda: [L.Flatten()])(), open_session=Session)
     mlp.fit(x, y, batch_size=10, verbose=0)
     assert sizes == [16, 32, 10]
+    narrow = MachineConfig(
+        MatrixConfig(TileFormat(side=8)), memory=MemoryConfig(dram_words_per_cycle=8)
+    )
+    for config in (narrow, Machine(narrow)):
+        small = FPGA(classifier(IMAGE, NETWORKS["plain"])(), config=config, open_session=Session)
+        small.fit(x, y, batch_size=10, verbose=0)
+    assert sizes[3:5] == [16, 16]
+    small.fit(x, y, batch_size=20, verbose=0)
+    assert sizes[5:] == [24]

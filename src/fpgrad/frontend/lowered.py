@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fpgrad.frontend.weights import ChannelsFirst, KernelLayout, SampleLayout
@@ -205,7 +206,7 @@ class Lowered:
         """How rows of the output become samples."""
         return SampleLayout(self.output_shape, self.output_order)
 
-    @property
+    @cached_property
     def has_maps(self) -> bool:
         """Whether there are feature maps: then the batch must be a multiple of the tile side."""
         return any(node.op in MAP_OPS for node in self.forward.nodes())

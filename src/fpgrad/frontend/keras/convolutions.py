@@ -82,6 +82,14 @@ def transposed(
     check_layer_options(context, layer, arguments)
     x = _input(context, layer, inputs)
     assert x.grid is not None
+    shape = layer.compute_output_shape((context.batch_size, *x.shape))[1:]
+    if 0 in shape:
+        context.report(
+            layer.name,
+            f"an empty result, of shape {(None, *shape)}, is not supported",
+            "use a larger output_padding or kernel",
+        )
+        return context.placeholder(layer.name, tuple(max(size, 1) for size in shape))
     windows = _per_axis(
         x.grid,
         layer.kernel_size,

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fpgrad.frontend.keras.context import Context, Grid, Value
-from fpgrad.frontend.weights import ChannelsFirst
 from fpgrad.graph import OPS, Node, Window, Windows
 from fpgrad.graph import builder as g
 from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.window import pointwise, positions, taps
 
 MIXED_FORMATS = (
-    "use one data_format in the whole model, and between maps and vectors "
-    "Flatten(data_format='channels_first')"
+    "use channels_last in the whole model; with channels_first, no Reshape between maps and "
+    "vectors, and Flatten(data_format='channels_first')"
 )
 """What to do where numbers would have to change their order."""
 
@@ -236,7 +235,6 @@ def is_pointwise(windows: Windows) -> bool:
 
 __all__ = [
     "MIXED_FORMATS",
-    "ChannelsFirst",
     "channel_format",
     "is_pointwise",
     "natural_map",
