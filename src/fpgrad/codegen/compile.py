@@ -77,7 +77,12 @@ def compile_functions(
     config = machine.formats
     if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
         config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
-    keep = Persistent(config.side, config.matrix.accumulator.safe_terms(config.matrix.tile))
+    # A machine that exists may have no memory for bits; they are numbers then.
+    keep = Persistent(
+        config.side,
+        config.matrix.accumulator.safe_terms(config.matrix.tile),
+        "vector" if machine.fixed and not config.memory.mask_rows else "mask",
+    )
     for function in functions.values():
         keep.find_blocks(function)
         for node in function.nodes():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fpgrad.codegen.steps import Buffer
+from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
 from fpgrad.graph import OPS, Function, Node
@@ -25,11 +25,13 @@ class Persistent:
     Args:
         side: T.
         terms: products that a sum may have without any risk of saturating the accumulators.
+        bits: the memory for tensors of zeros and ones.
         blocks: of tensors whose rows are in blocks, how many.
     """
 
     side: int
     terms: int = 128
+    bits: Place = "mask"
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)

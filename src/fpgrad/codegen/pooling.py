@@ -162,7 +162,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
             if not taps:
                 found.append(replace(here, a=Source.ZERO))
             for i, tap in enumerate(taps):
-                marked = dense(here, f"{node.name} mask", "mask", selector.t)
+                marked = dense(here, f"{node.name} mask", selector.keep.bits, selector.t)
                 found.append(
                     replace(
                         here,

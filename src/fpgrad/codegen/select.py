@@ -376,7 +376,7 @@ class Selector:
             if node in self.fold.output_names and others == 1:
                 place = "outbox"
             elif grid.kind == "tiles" and (node.op in BITS or self.fold.only_gates(node)):
-                place = "mask"
+                place = self.keep.bits
             buffer = Buffer(node.name or node.op, place, grid.row_count, align)
             stored = Stored(buffer, grid, grid.kind, flipped)
         self.emit(node, step, walk, stored, passes)

@@ -249,7 +249,8 @@ class FPGA:
         from fpgrad.flow.estimate import summarise
         from fpgrad.report import render
 
-        program = self.program(batch_size or self._device.last_batch_size or 32)
+        samples = batch_size or self._device.last_batch_size or 32
+        program = self.program(samples)
         saturated = {name: n for name, n in self.counters.items() if name.startswith("saturated")}
         return render(
             summarise(
@@ -257,6 +258,7 @@ class FPGA:
                 model=self.model.name,
                 clock_hz=clock_hz,
                 saturations={name: n for name, n in saturated.items() if n},
+                samples=samples,
             )
         )
 
