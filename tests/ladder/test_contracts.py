@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.programs.order import queue
 
 from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
@@ -33,5 +34,5 @@ def test_pipelines_are_as_deep_as_the_emulator_thinks():
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_latencies_that_depend_on_the_tile_side(side: int):
     assert drain_latency(side) == PIPELINE.drain(side)
-    assert default_acc_rows(side) == PIPELINE.queue(side)
+    assert default_acc_rows(side) == PIPELINE.queue(side) == queue(side)
     assert quantise_latency(side) == PIPELINE.quantise(side)
