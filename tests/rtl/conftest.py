@@ -49,6 +49,27 @@ CONFIGS = {
         ),
         control=ControlConfig(33, 65, 130, 31),
     ),
+    # Every kind of move, and external memory at its worst.
+    "moves": MachineConfig(
+        matrix=MatrixConfig(tile=TileFormat(side=4)),
+        vector=VectorConfig(functions=(), post_multiply=False, random=False),
+        memory=MemoryConfig(
+            vector_rows=64,
+            tiles=40,
+            inbox_rows=64,
+            outbox_rows=64,
+            mask_rows=128,
+            bytes=True,
+            tile_dma=True,
+            dram_rows=1024,
+            dram_words_per_cycle=2,
+            dram_latency=13,
+            dram_bandwidth=1.3,
+            dram_refresh_interval=97,
+            dram_refresh_cycles=11,
+        ),
+        control=ControlConfig(32, 64, 128, 32),
+    ),
     # As little as possible.
     "bare": MachineConfig(
         matrix=MatrixConfig(tile=TileFormat(side=4, mantissa_bits=4)),

@@ -23,6 +23,7 @@ Timing, in clock cycles, for an instruction that is taken in cycle s:
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from fpgrad.gateware.dma import (
     GROUP_BITS,
@@ -284,27 +285,40 @@ class Packer(wiring.Component):
         with m.If(step & beat_ends):
             m.d.sync += full.eq(1)
 
+        # For each word of the beat what the unit says, and whether it says anything.
+        hit, value = Signal(w), [Signal(WORD_BITS, name=f"value_{k}") for k in range(w)]
+        collected = Signal(WORD_BITS, reset_less=True)
+        word = Signal(WORD_BITS)
+
         def pack(size: int, taken: Value) -> None:
             """Of a unit whose lowest ``size`` bits are ``taken``."""
-            words = WORD_BITS * w
-            last = piece == max(size // words, words // size) - 1
-            m.d.comb += unit_ends.eq(last if size > words else 1)
-            m.d.comb += beat_ends.eq(last if words > size else 1)
-            raw = Value.cast(beat)
-            with m.If(step):
-                if words > size:
-                    with m.Switch(piece):
-                        for p in range(words // size):
-                            with m.Case(p):
-                                # What a beat does not get any more is zero.
-                                m.d.sync += (
-                                    raw.word_select(p, size).eq(taken) if p else raw.eq(taken)
-                                )
-                elif size > words:
-                    m.d.sync += raw.eq(taken.word_select(piece, words))
-                else:
-                    m.d.sync += raw.eq(taken)
+            per_beat, per_unit = max(1, WORD_BITS * w // size), max(1, size // (WORD_BITS * w))
+            last = piece == max(per_beat, per_unit) - 1
+            m.d.comb += unit_ends.eq(last if per_unit > 1 else 1)
+            m.d.comb += beat_ends.eq(last if per_beat > 1 else 1)
+            if per_beat == 1:
+                part = taken.word_select(piece, WORD_BITS * w) if per_unit > 1 else taken
+                m.d.comb += hit.eq(Const(-1, w))
+                m.d.comb += [value[k].eq(part.word_select(k, WORD_BITS)) for k in range(w)]
+            elif size >= WORD_BITS:
+                words = size // WORD_BITS
+                m.d.comb += [hit[k].eq(piece == k // words) for k in range(w)]
+                m.d.comb += [value[k].eq(taken.word_select(k % words, WORD_BITS)) for k in range(w)]
+            else:
+                # Parts of a word come together first.
+                bits = exact_log2(WORD_BITS // size)
+                for p in range(WORD_BITS // size):
+                    kept = Mux(piece[:bits].any(), collected.word_select(p, size), 0)
+                    m.d.comb += word.word_select(p, size).eq(Mux(piece[:bits] == p, taken, kept))
+                m.d.comb += [hit[k].eq(piece[bits:] == k) for k in range(w)]
+                m.d.comb += [value[k].eq(word) for k in range(w)]
 
+        with m.If(step):
+            m.d.sync += collected.eq(word)
+        for k in range(w):
+            # What a beat does not get any more is zero.
+            with m.If(step & (hit[k] | (piece == 0))):
+                m.d.sync += beat[k].eq(Mux(hit[k], value[k], 0))
         with m.Switch(kind.kind):
             with m.Case(Transfer.ROWS):
                 rows = Cat(
