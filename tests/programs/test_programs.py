@@ -138,7 +138,7 @@ def test_everything_is_drawn():
 
     for kinds in (KINDS, ("matrix", "load", "store")):
 
-        @settings(SETTINGS, max_examples=70)
+        @settings(SETTINGS, max_examples=90)
         @given(case=cases(MACHINES["T4"], length=10, kinds=kinds))
         def look(case: Case) -> None:
             for unit, listed in case.program.units.items():
