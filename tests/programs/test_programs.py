@@ -24,7 +24,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", ["T4", "T8", "T32", "E8M14"])
 @SETTINGS
 @given(data=st.data())
 def test_programs_are_legal_and_the_same_in_any_order(name: str, data: st.DataObject):

@@ -60,6 +60,15 @@ def test_each_kind_of_instruction_alone(machines, kind: str, data: st.DataObject
 
 @SETTINGS
 @given(data=st.data())
+def test_cycles_are_those_of_the_emulator(machines, data: st.DataObject):
+    config = CONFIGS["side 4"]
+    case = data.draw(cases(config, kinds=tuple(k for k in KINDS if k not in ("load", "store"))))
+    rtl, emulator = run(machines("side 4"), case), run(EmulatorExecutor(config), case)
+    assert [r.cycles for r in rtl] == [r.cycles for r in emulator]
+
+
+@SETTINGS
+@given(data=st.data())
 def test_long_sums(machines, data: st.DataObject):
     case = data.draw(products(CONFIGS["side 8"], 200))
     assert difference(case, machines("side 8")) is None
