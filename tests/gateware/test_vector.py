@@ -120,7 +120,7 @@ def check(config: MachineConfig, seed: int, count: int, acc_p: float, source_p: 
 @pytest.mark.parametrize(("acc_p", "source_p"), [(0.0, 0.0), (0.6, 0.0), (0.0, 0.7), (0.5, 0.5)])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_instructions(seed, acc_p, source_p):
-    check(make_config(mask_rows=32), seed, 25, acc_p, source_p)
+    check(make_config(mask_rows=32), seed, 16, acc_p, source_p)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_random_instructions(seed, acc_p, source_p):
     ids=["bf16", "tiny", "fp32", "side8", "two-functions", "bare", "no-functions", "no-post"],
 )
 def test_random_instructions_of_other_machines(config):
-    check(config, 3, 20, 0.2, 0.2)
+    check(config, 3, 12, 0.2, 0.2)
 
 
 def execute(config, machine, instructions, **kwargs):
