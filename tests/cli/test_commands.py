@@ -60,7 +60,8 @@ def test_check_compiles(model_file):
 
 
 def test_check_lists_everything_unsupported(tmp_path):
-    model = keras.Sequential([L.Input((4, 4, 1)), L.Conv2D(2, 2, name="conv"), L.Flatten()])
+    conv = L.Conv2D(2, 2, kernel_constraint="max_norm", name="conv")
+    model = keras.Sequential([L.Input((4, 4, 1)), conv, L.Flatten()])
     model.compile(keras.optimizers.Lion(), "mse")
     model.save(tmp_path / "model.keras")
     with pytest.raises(UnsupportedModelError) as caught:

@@ -33,6 +33,7 @@ def check(
     target=None,
     tolerance=4e-3,
     wide_machine=None,
+    masks=None,
 ):
     """Train on the reference executor and in float64; every state must agree."""
     rng = np.random.default_rng(1)
@@ -61,6 +62,8 @@ def check(
         )
         if "variance" in name:
             states[name] = np.ones(info["shape"])
+        if masks and name in masks:
+            states[name] = states[name] * masks[name]
     session.write_states(states)
     known = {i["name"] for f in program.meta["functions"].values() for i in f["inputs"]}
     known |= {

@@ -126,8 +126,7 @@ def test_graph_means_what_the_model_does():
     lowered = lower(model, 5, training=False)
     x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     states = {
-        b.state: np.reshape(keras.ops.convert_to_numpy(b.variable), b.shape)
-        for b in lowered.variables
+        b.state: b.layout.pack(keras.ops.convert_to_numpy(b.variable)) for b in lowered.variables
     }
     outputs, _ = evaluate(lowered.forward, {"pixels": x}, states)
     np.testing.assert_allclose(
@@ -162,9 +161,9 @@ UNSUPPORTED = [
     ([dense(activation="mish")], {}, ["d: activation 'mish' is not supported"]),
     ([dense(activation=lambda x: x)], {}, ["d: activation '<lambda>' is not supported"]),
     (
-        [L.Reshape((2, 2)), dense(), L.Flatten()],
+        [L.Reshape((2, 2, 1, 1)), dense(), L.Flatten()],
         {},
-        ["d: Dense on a tensor of shape (None, 2, 2) is not supported"],
+        ["d: Dense on a tensor of shape (None, 2, 2, 1, 1) is not supported"],
     ),
     ([dense(), L.ReLU(threshold=1.0, name="r")], {}, ["r: threshold=1.0 is not supported"]),
     (
@@ -173,14 +172,14 @@ UNSUPPORTED = [
         ["o: noise_shape=(None, 1) is not supported"],
     ),
     (
-        [L.Reshape((2, 2)), L.BatchNormalization(name="b"), L.Flatten(), dense()],
+        [L.Reshape((2, 2, 1)), L.BatchNormalization(axis=2, name="b"), L.Flatten(), dense()],
         {},
-        ["b: BatchNormalization of shape (None, 2, 2) along axis -1 is not supported"],
+        ["b: BatchNormalization of shape (None, 2, 2, 1) along axis 2 is not supported"],
     ),
     (
-        [L.Reshape((2, 2)), L.LayerNormalization(name="b"), L.Flatten(), dense()],
+        [L.Reshape((2, 2)), L.LayerNormalization(axis=(1, 2), name="b"), L.Flatten(), dense()],
         {},
-        ["b: LayerNormalization of shape (None, 2, 2) along axis [-1] is not supported"],
+        ["b: LayerNormalization of shape (None, 2, 2) along axis (1, 2) is not supported"],
     ),
     ([dense()], {"loss": "kl_divergence"}, ["loss kl_divergence: is not supported"]),
     (
@@ -231,6 +230,123 @@ UNSUPPORTED = [
 @pytest.mark.parametrize(("layers", "options", "expected"), UNSUPPORTED)
 def test_options_are_refused_by_name(layers, options, expected):
     assert problems(layers, **options) == expected
+
+
+UNSUPPORTED_ON_MAPS = [
+    (
+        [L.UpSampling2D(interpolation="bilinear", name="u")],
+        ["u: interpolation='bilinear' is not supported"],
+    ),
+    ([L.Permute((2, 1, 3), name="p")], ["p: layer Permute is not supported"]),
+    (
+        [L.Conv2D(2, 1, name="c", bias_constraint="max_norm")],
+        ["c: bias_constraint=MaxNorm is not supported"],
+    ),
+    (
+        [L.SeparableConv2D(2, 1, name="c", pointwise_constraint="max_norm")],
+        ["c: pointwise_constraint=MaxNorm is not supported"],
+    ),
+    (
+        [L.DepthwiseConv2D(1, name="c", activation="selu")],
+        ["c: activation 'selu' is not supported"],
+    ),
+    (
+        [L.Softmax(axis=2, name="s")],
+        ["s: softmax of a tensor of shape (None, 4, 4, 2) along axis 2 is not supported"],
+    ),
+    (
+        [L.LayerNormalization(axis=1, name="n")],
+        ["n: LayerNormalization of shape (None, 4, 4, 2) along axis 1 is not supported"],
+    ),
+    (
+        [L.Conv2D(2, 3, name="a"), L.BatchNormalization(axis=1, name="n")],
+        [
+            "n: data_format='channels_first' does not fit the order of its input of shape (None, 2, 2, 2)"
+        ],
+    ),
+    (
+        [L.Conv2D(2, 3, name="a"), L.Flatten("channels_first", name="f")],
+        [
+            "a: data_format='channels_last' does not fit the order of its input of shape (None, 4, 4, 2)",
+            "f: data_format='channels_first' does not fit the order of its input of shape (None, 2, 2, 2)",
+        ],
+    ),
+    (
+        [
+            L.Conv2D(2, 3, name="a"),
+            L.Conv2D(2, 2, name="b", data_format="channels_first"),
+        ],
+        [
+            "a: data_format='channels_last' does not fit the order of its input of shape (None, 4, 4, 2)",
+            "b: data_format='channels_first' does not fit the order of its input of shape (None, 2, 2, 2)",
+        ],
+    ),
+    (
+        [L.Rescaling([1.0, 2.0], name="r")],
+        ["r: scale of shape (2,) is not supported"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("layers", "expected"), UNSUPPORTED_ON_MAPS)
+def test_options_on_maps_are_refused_by_name(layers, expected):
+    assert problems([*layers, L.Flatten("channels_last"), dense()], (4, 4, 2)) == expected
+
+
+def test_everything_unsupported_of_a_convolutional_network_is_reported_at_once():
+    layers = [
+        L.Conv2D(2, 1, name="c", kernel_constraint="max_norm", activation="selu"),
+        L.Permute((2, 1, 3), name="p"),
+        L.UpSampling2D(interpolation="bilinear", name="u"),
+        L.MaxPooling2D(name="m"),
+        L.Softmax(axis=1, name="s"),
+        L.Flatten(name="f"),
+        L.Dense(2, activation="mish", name="d"),
+    ]
+    assert problems(layers, (4, 4, 2)) == [
+        "c: kernel_constraint=MaxNorm is not supported",
+        "c: activation 'selu' is not supported",
+        "p: layer Permute is not supported",
+        "u: interpolation='bilinear' is not supported",
+        "s: data_format='channels_first' does not fit the order of its input of shape (None, 4, 4, 2)",
+        "d: activation 'mish' is not supported",
+    ]
+
+
+def test_sums_of_losses_over_positions_are_refused():
+    layers = [L.Conv2D(2, 1, name="c")]
+    options = {"loss": keras.losses.MeanSquaredError(reduction="sum")}
+    assert problems(layers, (4, 4, 2), **options) == [
+        "loss mean_squared_error: reduction='sum' of an output of shape (None, 4, 4, 2) is not supported"
+    ]
+
+
+def test_merges_of_maps_that_do_not_fit_are_refused():
+    inputs = L.Input((4, 4, 2))
+    rows, columns = L.Conv2D(2, (1, 4), name="a")(inputs), L.Conv2D(2, (4, 1), name="b")(inputs)
+    joined = L.Concatenate(axis=1, name="j")(
+        [L.Conv2D(2, 1)(inputs), L.Add(name="t")([rows, columns])]
+    )
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(joined)), name="net")
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(model, 2, training=False)
+    assert [(p.where, p.what) for p in caught.value.problems] == [
+        ("t", "inputs of shapes [(None, 1, 4, 2), (None, 4, 1, 2)] are not supported"),
+        ("j", "Concatenate of shape (None, 4, 4, 2) along axis 1 is not supported"),
+    ]
+
+
+def test_a_layer_on_the_input_and_on_a_map_is_refused():
+    inputs = L.Input((4, 4, 2))
+    layer = L.Conv2D(2, 3, padding="same", name="c")
+    model = keras.Model(inputs, layer(layer(inputs)), name="net")
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(model, 2, training=False)
+    (problem,) = caught.value.problems
+    assert str(problem) == (
+        "c/kernel: is used for maps of two kinds, which must store it in two ways; "
+        "use one layer for each place"
+    )
 
 
 def test_two_outputs_are_refused():

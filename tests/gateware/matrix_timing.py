@@ -6,7 +6,7 @@ All results are cycles. Written for exactness; the scan can be left out where 1 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fpgrad.gateware.matrix import default_acc_rows, drain_latency
+from fpgrad.gateware.matrix import drain_latency
 from fpgrad.gateware.scanner import TOPS
 from fpgrad.isa.instructions import Matrix
 
@@ -29,7 +29,7 @@ def schedule(
     acc_rows: int | None = None,
 ) -> Schedule:
     """When things happen, if the source may offer and the sink takes in the cycles given."""
-    capacity = default_acc_rows(side) if acc_rows is None else acc_rows
+    capacity = max(32, 4 * side) if acc_rows is None else acc_rows
     out = Schedule()
     fetches: set[int] = set()
     first_goes: list[int] = []  # of all output tiles so far

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fpgrad.graph import Function, Node, verify
+from fpgrad.graph import Function, Node, Window, verify
 from fpgrad.graph import builder as g
 
 
@@ -47,3 +47,34 @@ def random_states(function: Function, seed: int = 0, scale: float = 0.5) -> dict
         else:
             values[state.name] = np.zeros(state.shape)
     return values
+
+
+def to_map(images: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) as the rows of a map, (H*W*N, C)."""
+    return images.transpose(2, 3, 0, 1).reshape(-1, images.shape[1])
+
+
+def from_map(rows: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The rows of a map as (N, C, H, W)."""
+    return rows.reshape(height, width, -1, rows.shape[1]).transpose(2, 3, 0, 1)
+
+
+def kernel_rows(kernel: np.ndarray, groups: int = 1) -> np.ndarray:
+    """A PyTorch kernel (Cout, Cin/groups, R, S) as rows (R*S*Cin, Cout), zero between groups."""
+    outputs, inputs, height, width = kernel.shape
+    dense = np.zeros((height, width, groups * inputs, outputs))
+    for i in range(groups):
+        own = slice(i * outputs // groups, (i + 1) * outputs // groups)
+        dense[:, :, i * inputs : (i + 1) * inputs, own] = kernel[own].transpose(2, 3, 1, 0)
+    return dense.reshape(-1, outputs)
+
+
+def valid_window(size: int, taps: int, stride: int = 1) -> Window:
+    """Keras's padding "valid"."""
+    return Window(size, (size - taps) // stride + 1, taps, stride)
+
+
+def same_window(size: int, taps: int, stride: int = 1) -> Window:
+    """Keras's padding "same": as many positions as strides fit, the odd padding at the end."""
+    out = -(-size // stride)
+    return Window(size, out, taps, stride, pad=max((out - 1) * stride + taps - size, 0) // 2)

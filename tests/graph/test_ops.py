@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from tests.graph.test_maps import MAP_OPS
 
 from fpgrad.errors import GraphError
 from fpgrad.graph import OPS, Function, Node, evaluate
@@ -98,6 +99,7 @@ def with_attrs() -> dict[str, tuple[Node, np.ndarray]]:
             (X - ROW) / np.sqrt(ROW**2 + 1e-3) * 2.0 + ROW,
         ),
         "dropout": (g.dropout(x, 0.5), X),
+        "spatial_dropout": (g.spatial_dropout(x, 0.5, 2), X),
     }
 
 
@@ -143,7 +145,7 @@ def test_matmul_transposes(ta, tb):
 
 
 def test_every_op_is_tested():
-    assert set(UNARY) | set(BINARY) | set(OTHERS) | {"uniform"} == set(OPS)
+    assert set(UNARY) | set(BINARY) | set(OTHERS) | MAP_OPS | {"uniform"} == set(OPS)
 
 
 def test_uniform_is_in_one_to_two_and_depends_on_seed_and_stream():
@@ -196,7 +198,7 @@ def test_errors_name_op_node_and_reason():
         assert message(g.reduce_sum, a, 2) == "reduce_sum 'dense_1': axis must be 0 or 1, not 2"
         assert message(g.make, "relu", (a, b)) == "relu 'dense_1' takes 1 operands, not 2"
         assert message(g.make, "elu", (a,)) == "elu 'dense_1' has the attributes ['alpha'], not []"
-        assert message(g.make, "conv", (a,)).startswith("op of 'dense_1' must be one of matmul,")
+        assert message(g.make, "fold", (a,)).startswith("op of 'dense_1' must be one of matmul,")
         assert message(g.dropout, a, 1.0) == "rate of dropout '' must be in [0, 1), not 1.0"
     assert message(g.const, [[np.nan]]) == "constant '' must be a finite array of rank 2 or less"
     assert message(g.state, "w", (0, 3)) == (

@@ -11,6 +11,7 @@ from tests.graph.models import mlp, random_states
 from fpgrad.errors import GraphTextError
 from fpgrad.graph import Function, Node, evaluate, parse_function, print_function, verify
 from fpgrad.graph import builder as g
+from fpgrad.graph.window import Window, pointwise
 
 GOLDEN = """\
 function "forward" {
@@ -27,6 +28,49 @@ function "forward" {
 
 def test_golden():
     assert print_function(mlp(rows=4, sizes=(3, 2))) == GOLDEN
+
+
+MAPS = """\
+function "maps" {
+  %0 = input {"kind": "batch"} (2, 48) "x"
+  %1 = state {"role": "parameter", "trainable": true, "blocks": 6} (24, 2) "conv/kernel"
+  %2 = unfold %0 {"windows": ["4->4 taps 1", "3->3 taps 1"], "channels": 4} (24, 4) "image"
+  %3 = conv %2, %1 {"windows": ["4->2 taps 3 stride 2 pad 1", "3->3 taps 2 dilation 2 pad 1"],\
+ "transposed_weights": false, "groups": 2} (12, 2) "conv"
+  %4 = pool %3 {"windows": ["2->1 taps 2", "3->2 taps 2"], "kind": "max"} (4, 2) "pool"
+  %5 = flatten %4 {"positions": 2} (2, 4) "flat"
+  %6 = unflatten %5 {"positions": 2} (4, 2) "back"
+  %7 = pool_max_grad %3, %4, %6 {"windows": ["2->1 taps 2", "3->2 taps 2"]} (12, 2) "pool:grad"
+  %8 = conv_weight %2, %7 {"windows": ["4->2 taps 3 stride 2 pad 1", "3->3 taps 2 dilation 2 pad 1"],\
+ "groups": 2} (24, 2) "conv:grad"
+  output "output" %5
+  update %1 = %8
+}
+"""
+
+
+def maps() -> Function:
+    x = g.batch_input("x", (2, 48))
+    kernel = g.state("conv/kernel", (24, 2), trainable=True, blocks=6)
+    windows = (Window(4, 2, 3, stride=2, pad=1), Window(3, 3, 2, dilation=2, pad=1))
+    pooling = (Window(2, 1, 2), Window(3, 2, 2))
+    image = g.unfold(x, pointwise(4, 3), 4, name="image")
+    y = g.conv(image, kernel, windows, groups=2, name="conv")
+    pooled = g.pool(y, pooling, "max", name="pool")
+    flat = g.flatten(pooled, 2, name="flat")
+    dy = g.pool_max_grad(y, pooled, g.unflatten(flat, 2, name="back"), pooling, name="pool:grad")
+    dw = g.conv_weight(image, dy, windows, groups=2, name="conv:grad")
+    return Function("maps", (x,), (kernel,), (("output", flat),), ((kernel, dw),))
+
+
+def test_maps_are_golden_and_round_trip():
+    assert print_function(verify(maps(), "machine")) == MAPS
+    again = verify(parse_function(MAPS), "machine")
+    assert print_function(again) == MAPS
+    assert again.state_named("conv/kernel").attrs["blocks"] == 6
+    data = {"x": np.random.default_rng(0).normal(size=(2, 48))}, {"conv/kernel": np.ones((24, 2))}
+    before, after = evaluate(maps(), *data)[1], evaluate(again, *data)[1]
+    np.testing.assert_array_equal(before["conv/kernel"], after["conv/kernel"])
 
 
 def test_round_trip_keeps_text_and_meaning():
@@ -98,6 +142,10 @@ def test_any_graph_round_trips(function):
         ('  %0 = relu %0 (4, 2) "r"', "line 3: %0 is defined twice"),
         ("  %9 = relu %0", "line 3: line does not have the form of a node, output or update"),
         ("  update %0 = %5", "line 3: %5 is not defined before"),
+        (
+            '  %1 = pool %0 {"windows": ["4", "4"], "kind": "max"} (4, 2) "p"',
+            "line 3: window must be like '28->14 taps 3 stride 2 pad 1', not '4': ",
+        ),
         ("} more", "line 3: line does not have the form of a node, output or update"),
     ],
 )

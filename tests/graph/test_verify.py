@@ -8,8 +8,9 @@ import pytest
 from tests.graph.models import mlp
 
 from fpgrad.errors import GraphError, GraphVerifyError
-from fpgrad.graph import Function, Node, verify
+from fpgrad.graph import Function, Node, Window, verify
 from fpgrad.graph import builder as g
+from fpgrad.graph.window import pointwise
 
 
 def problems(function: Function, stage: str) -> list[str]:
@@ -79,8 +80,8 @@ def test_hand_made_nodes_are_checked_again():
     assert problems(identity(Node("relu", (X,), {}, (4, 2), "r"), X), "machine") == [
         "relu (4, 2) of 'r' must have the shape (4, 3)"
     ]
-    assert problems(identity(Node("conv", (X,), {}, (4, 3), "c"), X), "forward") == [
-        "conv (4, 3) of 'c': there is no such op"
+    assert problems(identity(Node("fold", (X,), {}, (4, 3), "c"), X), "forward") == [
+        "fold (4, 3) of 'c': there is no such op"
     ]
     assert problems(identity(Node("add", (X,), {}, (4, 3), "a"), X), "forward") == [
         "add (4, 3) of 'a' takes 2 operands, not 1"
@@ -137,3 +138,82 @@ def test_operands_of_products_are_quantised_once():
             " not quantise (4, 3) of 'x'"
         )
     ]
+
+
+PAIR = (Window(2, 2, 3, pad=1), Window(2, 1, 2))
+MAP = g.batch_input("image", (2, 12))
+KERNEL = g.state("kernel", (18, 4), trainable=True, blocks=6)
+
+
+def test_maps_unfold_from_batch_inputs_only():
+    again = g.unfold(g.relu(MAP, name="r"), pointwise(2, 2), 3, name="map")
+    column = g.unfold(g.column_input("c", 2), pointwise(1, 1), 1, name="column")
+    function = Function("f", (MAP, column.inputs[0]), (), (("y", again), ("z", column)))
+    for stage in ("forward", "training", "machine"):
+        assert problems(function, stage) == [
+            "unfold (8, 3) of 'map': only batch inputs unfold, not relu (2, 12) of 'r'",
+            "unfold (2, 1) of 'column': only batch inputs unfold, not input (2, 1) of 'c'",
+        ]
+
+
+def test_kernels_have_a_block_for_each_tap():
+    x = g.unfold(MAP, pointwise(2, 2), 3, name="map")
+    bare = g.state("bare", (18, 4))
+    columns = g.unfold(MAP, PAIR, 3, name="columns")
+    outputs = (
+        ("good", g.conv(x, KERNEL, PAIR, name="conv")),
+        ("bare", g.conv(x, bare, PAIR, name="conv")),
+        ("dense", g.matmul(columns, KERNEL, name="dense")),
+        ("1x1", g.conv(x, g.slice_cols(W, 0, 2), pointwise(2, 2), name="made")),
+    )
+    function = Function("f", (MAP,), (KERNEL, bare, W), outputs)
+    assert problems(function, "forward") == [
+        "conv (4, 4) of 'conv': blocks of state (18, 4) of 'bare' must be 6, not 1",
+        "matmul (4, 4) of 'dense': blocks of state (18, 4) of 'kernel' must be 1, not 6",
+    ]
+    quantised = g.conv(g.quantise(x, "x"), g.quantise(bare, "bare"), PAIR, name="conv")
+    assert problems(Function("f", (MAP,), (bare,), (("y", quantised),)), "quantised") == [
+        "conv (4, 4) of 'conv': blocks of state (18, 4) of 'bare' must be 6, not 1",
+    ]
+
+
+def test_blocks_are_equal():
+    attrs = {"role": "parameter", "trainable": True, "blocks": 4}
+    odd = Node("state", (), attrs, (18, 4), "odd")
+    assert problems(Function("f", (), (odd,)), "forward") == [
+        "state (18, 4) of 'odd' must have rows of equal blocks, not 4"
+    ]
+
+
+def test_operands_of_convolutions_are_quantised():
+    x = g.unfold(MAP, pointwise(2, 2), 3, name="map")
+    y = g.conv(x, KERNEL, PAIR, name="conv")
+    dw = g.conv_weight(x, y, PAIR, name="dw")
+    function = Function("f", (MAP,), (KERNEL,), (("y", y), ("dw", dw)))
+    assert verify(function, "machine") is function
+    rule = "operands of products, and only those, are quantised, not"
+    assert problems(function, "quantised") == [
+        f"conv (4, 4) of 'conv': {rule} unfold (8, 3) of 'map'",
+        f"conv (4, 4) of 'conv': {rule} state (18, 4) of 'kernel'",
+        f"conv_weight (18, 4) of 'dw': {rule} unfold (8, 3) of 'map'",
+        f"conv_weight (18, 4) of 'dw': {rule} conv (4, 4) of 'conv'",
+    ]
+    qx, qw = g.quantise(x, name="map"), g.quantise(KERNEL, name="kernel")
+    good = g.conv(qx, qw, PAIR, name="conv")
+    leak = g.pool(qx, PAIR, "sum", name="pool")
+    function = Function("f", (MAP,), (KERNEL,), (("y", good), ("z", leak)))
+    assert problems(function, "quantised") == [
+        f"pool (4, 3) of 'pool': {rule} quantise (8, 3) of 'map'"
+    ]
+
+
+def test_windows_of_hand_made_nodes_are_checked():
+    x = g.unfold(MAP, pointwise(2, 2), 3, name="map")
+    bad = Node("pool", (x,), {"windows": PAIR, "kind": "max"}, (8, 3), "p")
+    assert problems(identity(bad, MAP), "machine") == [
+        "pool (8, 3) of 'p' must have the shape (4, 3)"
+    ]
+    bad = Node("pool", (x,), {"windows": [*PAIR], "kind": "max"}, (4, 3), "p")
+    assert problems(identity(bad, MAP), "machine")[0].startswith(
+        "pool (4, 3) of 'p': windows must be two, of height and width, not [Window("
+    )

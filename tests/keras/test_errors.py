@@ -253,7 +253,7 @@ def test_a_failing_executor_leaves_the_weights():
 
 def test_unsupported_things_are_refused_at_once():
     inputs = L.Input((8, 8, 1), name="image")
-    x = L.Conv2D(3, 3, name="conv")(inputs)
+    x = L.UpSampling2D(2, interpolation="bilinear", name="up")(inputs)
     x = L.Flatten(name="flat")(x)
     x = L.Dense(5, activation="selu", kernel_constraint="non_neg", name="hidden")(x)
     model = keras.Model(inputs, L.LSTM(3, name="memory")(L.Reshape((5, 1))(x)), name="net")
@@ -262,7 +262,7 @@ def test_unsupported_things_are_refused_at_once():
         FPGA(model, open_session=ExactSession).fit(np.ones((4, 8, 8, 1)), np.ones((4, 3)))
     found = [(problem.where, problem.what) for problem in caught.value.problems]
     assert found == [
-        ("conv", "layer Conv2D is not supported"),
+        ("up", "interpolation='bilinear' is not supported"),
         ("hidden", "kernel_constraint=NonNeg is not supported"),
         ("hidden", "activation 'selu' is not supported"),
         ("memory", "layer LSTM is not supported"),

@@ -8,7 +8,7 @@ from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
 from fpgrad.emulator.timing import PIPELINE
 from fpgrad.gateware.issue import SETTLE, write_latency
-from fpgrad.gateware.matrix import default_acc_rows, drain_latency
+from fpgrad.gateware.matrix import drain_latency
 from fpgrad.gateware.memory import WRITE_LATENCY
 from fpgrad.gateware.quantise import quantise_latency
 from fpgrad.isa.config import VectorConfig
@@ -33,5 +33,4 @@ def test_pipelines_are_as_deep_as_the_emulator_thinks():
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_latencies_that_depend_on_the_tile_side(side: int):
     assert drain_latency(side) == PIPELINE.drain(side)
-    assert default_acc_rows(side) == PIPELINE.queue(side)
     assert quantise_latency(side) == PIPELINE.quantise(side)

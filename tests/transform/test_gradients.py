@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.graph.models import same_window, valid_window
 
 from fpgrad.errors import GraphError
-from fpgrad.graph import OPS, Function, Node, evaluate
+from fpgrad.graph import OPS, Function, Node, Window, Windows, evaluate
 from fpgrad.graph import builder as g
+from fpgrad.graph.maps import group_mask
+from fpgrad.graph.window import all_positions, pointwise, positions, taps, transposed
 from fpgrad.transform.autodiff import gradients, widen
 from fpgrad.transform.gradients import GRADIENTS
 
@@ -26,7 +29,43 @@ def weights(axis: int) -> np.ndarray:
     return np.array([[0.5], [0.3], [0.2], [0.0]]) if axis == 0 else np.array([[0.5, 0.2, 0.3]])
 
 
+def standardise(axis: int, weight: np.ndarray) -> Make:
+    return lambda x: g.make("standardise", (x, g.const(weight)), axis=axis, epsilon=1e-2)
+
+
 FULL, ROW, COLUMN, SCALAR = (4, 3), (1, 3), (4, 1), (1, 1)
+
+SAMPLES = 2
+WINDOWS: dict[str, Windows] = {
+    "valid": (valid_window(4, 3), valid_window(3, 2)),
+    "same": (same_window(3, 3), same_window(4, 2)),
+    "strided": (same_window(5, 3, 2), valid_window(6, 2, 3)),
+    "dilated": (Window(5, 3, 2, dilation=2), Window(6, 6, 3, dilation=2, pad=2)),
+    "up": (same_window(6, 3, 2).transposed, valid_window(5, 2, 2).transposed),
+    "up and dilated": (Window(3, 5, 2, dilation=-2, pad=-2, up=2), Window(2, 7, 3, pad=1, up=3)),
+    "cropped": (Window(4, 2, 1, pad=-1), Window(3, 5, 1, pad=1)),
+    "1x1": pointwise(3, 2),
+    "1x1 strided": (Window(3, 2, 1, stride=2), Window(4, 2, 1, stride=2)),
+    "single position": pointwise(1, 1),
+    "all positions": all_positions(5),
+    "to all positions": transposed(all_positions(5)),
+}
+
+
+def convolution(
+    windows: Windows, turned: bool, groups: int
+) -> tuple[Make, tuple[tuple[int, int], ...]]:
+    """A convolution of 4 channels to 6 whose kernel is masked, as its groups promise."""
+    count = taps(windows)
+    kernel = (count * 6, 4) if turned else (count * 4, 6)
+    mask = g.const(group_mask(kernel, count, groups))
+
+    def build(x: Node, w: Node) -> Node:
+        w = g.mul(w, mask) if groups > 1 else w
+        return g.conv(x, w, windows, transposed_weights=turned, groups=groups)
+
+    return build, ((positions(windows)[0] * SAMPLES, 4), kernel)
+
 
 CASES: dict[str, list[tuple[Make, tuple[tuple[int, int], ...]]]] = {
     "matmul": [
@@ -57,15 +96,31 @@ CASES: dict[str, list[tuple[Make, tuple[tuple[int, int], ...]]]] = {
     "gelu": [(make("gelu", approximate=approximate), (FULL,)) for approximate in (False, True)],
     "huber": [(make("huber", delta=0.8), (FULL,))],
     "softmax_cross_entropy": [(make("softmax_cross_entropy", normalised=False), (FULL, FULL))],
+    # The last is a map of 4 samples and 3 positions, whose weights are those of the samples.
     "standardise": [
-        (lambda x, a=axis: g.make("standardise", (x, g.const(weights(a))), axis=a, epsilon=1e-2), (FULL,))
-        for axis in (0, 1)
+        (standardise(0, weights(0)), (FULL,)),
+        (standardise(1, weights(1)), (FULL,)),
+        (standardise(0, weights(0) / 3.0), ((12, 3),)),
     ],
+    "conv": [
+        convolution(windows, turned, groups)
+        for windows in WINDOWS.values()
+        for turned in (False, True)
+        for groups in (1, 2)
+    ],
+    "pool": [
+        (make("pool", windows=windows, kind=kind), ((positions(windows)[0] * SAMPLES, 3),))
+        for windows in WINDOWS.values()
+        for kind in ("sum", "max")
+    ],
+    "flatten": [(make("flatten", positions=count), ((12, 3),)) for count in (1, 3, 12)],
+    "unflatten": [(make("unflatten", positions=count), ((2, 12),)) for count in (1, 3, 12)],
 }  # fmt: skip
 POSITIVE = {"log2", "rsqrt", "log", "sqrt"}
-NO_GRADIENT = {"gt", "ge", "eq", "sign", "uniform"}
-EXPANDED_BEFORE = {"dropout", "batch_norm", "layer_norm"}
+NO_GRADIENT = {"gt", "ge", "eq", "sign", "uniform", "unfold"}
+EXPANDED_BEFORE = {"dropout", "spatial_dropout", "batch_norm", "layer_norm"}
 INSERTED_AFTER = {"quantise"}
+MADE_BY_RULES = {"conv_weight", "pool_max_grad"}
 
 
 def check(build: Make, shapes: tuple[tuple[int, int], ...], positive: bool = False) -> None:
@@ -105,7 +160,7 @@ def test_rule_against_finite_differences(op, index):
 
 def test_every_op_has_a_tested_rule():
     assert set(CASES) | NO_GRADIENT == set(GRADIENTS)
-    assert set(GRADIENTS) | EXPANDED_BEFORE | INSERTED_AFTER == set(OPS)
+    assert set(GRADIENTS) | EXPANDED_BEFORE | INSERTED_AFTER | MADE_BY_RULES == set(OPS)
 
 
 def test_normalised_targets_need_not_be_summed():

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tests.graph.models import mlp, random_states
 
 from fpgrad.errors import GraphError, GraphVerifyError
-from fpgrad.graph import Function, Node, evaluate, print_function, verify
+from fpgrad.graph import Function, Node, Window, evaluate, print_function, verify
 from fpgrad.graph import builder as g
+from fpgrad.graph.window import pointwise, transposed
 from fpgrad.transform import LOWERING, build_training, losses, lower, optimizers, run_pipeline
-from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
+from fpgrad.transform.products import LONGEST_ROW_OF_ONES, QuantiseOperands, RowSumsOnArray
 from fpgrad.transform.simplify import FOLD_LIMIT, Simplify
 
 GOLDEN = """\
@@ -172,6 +173,12 @@ def form(node: Node) -> object:
         (g.add(g.const(1.0), g.add(2.0, g.mul(3.0, 4.0))), 15.0),
         (g.slice_cols(X, 0, 3), "x"),
         (g.concat(X), "x"),
+        (g.flatten(X, 1), "x"),
+        (g.unflatten(X, 1), "x"),
+        (g.unflatten(X, 3), ("unflatten", "x")),
+        (g.pool(X, pointwise(2, 2), "max"), "x"),
+        (g.pool(X, (Window(2, 2, 1), Window(2, 2, 1, pad=1)), "sum"), ("pool", "x")),
+        (g.average_pool(X, pointwise(1, 4)), "x"),
         (g.reduce_sum(g.reduce_sum(X, 1), 1), ("reduce_sum", "x")),
         (g.maximum(X, X), ("max", "x", "x")),
     ],
@@ -289,6 +296,37 @@ def test_row_sums_move_to_the_array_only_beside_products():
     data = {"x": np.random.default_rng(0).normal(size=(4, 3))}
     before, after = evaluate(function, data, {})[0], evaluate(result, data, {})[0]
     np.testing.assert_allclose(before["bias"], after["bias"], rtol=1e-14)
+
+
+@pytest.mark.parametrize(("rows", "op"), [(0, "matmul"), (4, "reduce_sum")])
+def test_row_sums_of_large_maps_stay_off_the_array(rows, op):
+    rows += LONGEST_ROW_OF_ONES
+    pair = (Window(2, 2, 2), Window(2, 2, 1))
+    x, dy = g.batch_input("x", (rows, 3)), g.batch_input("dy", (rows, 2))
+    outputs = (("kernel", g.conv_weight(x, dy, pair)), ("bias", g.reduce_sum(dy, 0)))
+    result = RowSumsOnArray().run(Function("f", (x, dy), outputs=outputs))
+    assert {name: node.op for name, node in result.outputs} == {"kernel": "conv_weight", "bias": op}
+
+
+def test_row_sums_of_kernels_in_blocks_stay_off_the_array():
+    kernel = g.state("kernel", (6, 2), blocks=2)
+    y = g.conv(X, kernel, (Window(2, 2, 2), Window(2, 2, 1)))
+    function = Function("f", (X,), (kernel,), (("y", y), ("sum", g.reduce_sum(kernel, 0))))
+    result = verify(RowSumsOnArray().run(function), "machine")
+    assert result.output_named("sum").op == "reduce_sum"
+
+
+def test_convolutions_share_their_tiles_with_products():
+    pair = (Window(2, 2, 3, pad=1), Window(2, 2, 1))
+    kernel = g.state("kernel", (9, 3), blocks=3)
+    y = g.conv(X, kernel, pair, name="y")
+    dx = g.conv(y, kernel, transposed(pair), transposed_weights=True)
+    dw = g.conv_weight(X, y, pair)
+    outputs = (("dx", dx), ("dw", dw), ("product", g.matmul(X, y, ta=True)))
+    function = Function("f", (X,), (kernel,), outputs)
+    result = verify(QuantiseOperands().run(function), "quantised")
+    names = [n.name for n in result.nodes() if n.op == "quantise"]
+    assert sorted(names) == ["kernel", "x", "y"]
 
 
 def test_a_tensor_and_its_transpose_share_their_tiles():

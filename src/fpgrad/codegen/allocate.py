@@ -16,6 +16,7 @@ class Need:
     tiles: int = 0
     inbox_rows: int = 0
     outbox_rows: int = 0
+    mask_rows: int = 0
 
     def join(self, other: Need) -> Need:
         """What suffices for both."""
@@ -24,6 +25,7 @@ class Need:
             max(self.tiles, other.tiles),
             max(self.inbox_rows, other.inbox_rows),
             max(self.outbox_rows, other.outbox_rows),
+            max(self.mask_rows, other.mask_rows),
         )
 
 
@@ -77,6 +79,15 @@ def place(spans: dict[Buffer, tuple[int, int]], floor: int) -> int:
     return end
 
 
+def tile_spans(steps: StepList) -> dict[Buffer, tuple[int, int]]:
+    """Lifetimes of tile buffers, with the time that their moves take."""
+    spans = {b: s for b, s in lifetimes(steps.steps).items() if b.place == "tile"}
+    for move in steps.moves:
+        first, last = spans.get(move.buffer, (move.at, move.at))
+        spans[move.buffer] = min(first, move.at), max(last, move.until)
+    return spans
+
+
 def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     """Give every buffer of a function its base, above what persists.
 
@@ -91,7 +102,7 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     for buffer in {load.buffer for load in steps.loads}:
         spans.setdefault(buffer, (0, 0))
     vector = place(of("vector"), vector_floor)
-    tiles = place(of("tile"), tile_floor)
-    inbox = lay_out([load.buffer for load in steps.loads])
+    tiles = place(tile_spans(steps), tile_floor)
+    inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
     outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
-    return Need(vector, tiles, inbox, outbox)
+    return Need(vector, tiles, inbox, outbox, place(of("mask"), 0))

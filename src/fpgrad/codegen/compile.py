@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
+from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import schedule
+from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
+from fpgrad.codegen.stream import fit_tiles
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -25,6 +27,12 @@ from fpgrad.isa.program import Entry, Program, Symbol
 #: Rows moved at a time between DRAM and what persists on the chip.
 CHUNK = 256
 
+#: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
+MAP_QUEUE = 32
+
+#: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
+FEW = 250
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -33,10 +41,20 @@ class Machine:
     Args:
         formats: number formats and tile side; its memory sizes count only with ``fixed``.
         fixed: the machine exists already: use ``formats`` as it is, or fail.
+        tiles: tiles on the chip at most; those that find no room wait in external memory. None: as many as it takes,
+            or with ``fixed`` as many as there are.
     """
 
     formats: MachineConfig = MachineConfig()
     fixed: bool = False
+    tiles: int | None = None
+
+    @property
+    def tile_limit(self) -> int | None:
+        """Tiles on the chip if some may be outside, else None."""
+        if self.fixed and self.formats.memory.tile_dma:
+            return self.formats.memory.tiles
+        return None if self.fixed else self.tiles
 
 
 def compile_functions(
@@ -57,8 +75,16 @@ def compile_functions(
     """
     machine = machine or Machine()
     config = machine.formats
-    keep = Persistent(config.side)
+    if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
+        config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
+    # A machine that exists may have no memory for bits; they are numbers then.
+    keep = Persistent(
+        config.side,
+        config.matrix.accumulator.safe_terms(config.matrix.tile),
+        "vector" if machine.fixed and not config.memory.mask_rows else "mask",
+    )
     for function in functions.values():
+        keep.find_blocks(function)
         for node in function.nodes():
             if node.op == "quantise" and node.inputs[0].op == "state":
                 keep.add_state_tile(node.inputs[0])
@@ -72,8 +98,14 @@ def compile_functions(
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     for steps in lists:
-        steps.steps = best_order(steps, config.side)
+        steps.steps = best_order(steps, config)
     house = housekeeping(keep, vector_floor)
+    pieces: dict[Buffer, Pieces] = {}
+    for steps in lists:
+        pieces |= divide(steps, config.side)
+    if machine.tile_limit is not None:
+        for steps in lists:
+            fit_tiles(steps, tile_floor, machine.tile_limit, config.side)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
@@ -81,16 +113,24 @@ def compile_functions(
 
     control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
+        spills = any(steps.moves for steps in lists)
+        octets = any(load.octets for steps in lists for load in steps.loads)
         config = fitted(
-            config, need, control, [s for steps in (*lists, *house) for s in steps.steps]
+            config,
+            need,
+            control,
+            [s for steps in (*lists, *house) for s in steps.steps],
+            spills,
+            octets,
         )
     check_fit(config, need, control)
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
     for name, selector in selected.items():
         symbols += [
-            symbol(s.buffer, s.grid, s.kind, s.transposed, f"{name}: ")
+            named
             for s in selector.stored.values()
+            for named in row_symbols(s, pieces.get(s.buffer), f"{name}: ")
         ]
         symbols += [
             symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ")
@@ -106,11 +146,23 @@ def compile_functions(
     )
 
 
-def best_order(steps: StepList, side: int) -> list[VectorStep]:
-    """The steps in a good order, whole or split, whichever is estimated to take fewer cycles."""
-    whole, cycles = schedule(steps.steps, side)
-    halves, fewer = schedule(split(steps).steps, side)
-    return halves if fewer < cycles - cycles // 100 else whole
+def has_maps(functions: Iterable[GraphFunction]) -> bool:
+    """Whether there are convolutions, whose passes take the vector unit long at a time."""
+    return any(node.op == "conv" for function in functions for node in function.nodes())
+
+
+def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
+    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
+    side, queue = config.side, config.matrix.queue_rows
+    if len(steps.steps) > FEW:
+        return schedule(steps.steps, side, queue, products_first)[0]
+    halves = split(steps).steps
+    best, cycles = schedule(steps.steps, side, queue, soonest_first)
+    for candidate, policy in ((halves, soonest_first), (halves, products_first)):
+        order, fewer = schedule(candidate, side, queue, policy)
+        if fewer < cycles - cycles // 100:
+            best, cycles = order, fewer
+    return best
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:
@@ -218,7 +270,12 @@ def requantise(keep: Persistent, stored: Stored, q: Quantised) -> VectorStep:
 
 
 def fitted(
-    config: MachineConfig, need: Need, control: Mapping[str, int], steps: Sequence[VectorStep]
+    config: MachineConfig,
+    need: Need,
+    control: Mapping[str, int],
+    steps: Sequence[VectorStep],
+    spills: bool,
+    octets: bool,
 ) -> MachineConfig:
     """The smallest machine for a program."""
     t = config.side
@@ -235,6 +292,9 @@ def fitted(
         tiles=max(need.tiles, 1),
         inbox_rows=align_up(max(need.inbox_rows, t), t),
         outbox_rows=align_up(max(need.outbox_rows, t), t),
+        mask_rows=align_up(need.mask_rows, t),
+        tile_dma=spills,
+        bytes=octets,
     )
     depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
     return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))
@@ -273,6 +333,16 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
         )
 
 
+def row_symbols(s: Stored, pieces: Pieces | None, prefix: str) -> Iterator[Symbol]:
+    """A tensor's entries in the symbol table, one for each piece."""
+    if pieces is None:
+        yield symbol(s.buffer, s.grid, s.kind, s.transposed, prefix)
+        return
+    for first, buffer in zip(pieces.first, pieces.buffers, strict=True):
+        whole = symbol(buffer, s.grid, s.kind, s.transposed, prefix)
+        yield replace(whole, name=prefix + s.buffer.name, first=first)
+
+
 def symbol(
     buffer: Buffer, grid: Grid, kind: str, transposed: bool = False, prefix: str = ""
 ) -> Symbol:
@@ -302,6 +372,7 @@ def describe(
                 "rows": s.buffer.size,
                 "kind": s.kind,
                 "shape": [s.grid.rows, s.grid.columns],
+                "blocks": s.grid.blocks,
                 "role": keep.roles[name],
             }
             for name, s in keep.states.items()
@@ -320,11 +391,21 @@ def describe_function(function: GraphFunction, selector: Selector) -> dict[str, 
         )
     t = selector.t
     columns = [n.name for n in selector.columns]
+    spill = selector.out.spill_rows
     return {
         "batch_size": (batch or selector.columns)[0].shape[0],
-        "inputs": [{"name": n.name, "columns": n.shape[1]} for n in batch],
+        "inputs": [
+            {"name": n.name, "columns": n.shape[1]}
+            | (
+                {"image": asdict(selector.images[n]), "octets": bool(n.attrs["octets"])}
+                if n in selector.images
+                else {}
+            )
+            for n in batch
+        ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
         "scalars": list(scalar_index(function)),
+        "spill": spill,
         "seed": any(load.base == "seed" for load in selector.out.loads),
         "outputs": [
             {

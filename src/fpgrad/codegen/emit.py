@@ -11,8 +11,9 @@ when so many rows lie between the two that the pipeline has passed them on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import accumulate
 from typing import TypeAlias
 
 from fpgrad.codegen.schedule import transposed
@@ -20,11 +21,13 @@ from fpgrad.codegen.steps import (
     Access,
     Buffer,
     Limit,
-    LoadStep,
     MatrixStep,
     Region,
     Scalar,
     StepList,
+    StoreStep,
+    TileMove,
+    TileWalk,
     Value,
     VectorStep,
     region,
@@ -32,6 +35,7 @@ from fpgrad.codegen.steps import (
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import FloatFormat, from_float
 from fpgrad.isa.instructions import (
+    TOKEN_BITS,
     DramAddress,
     Immediate,
     Instruction,
@@ -47,6 +51,7 @@ from fpgrad.isa.instructions import (
     TileStream,
     TileTarget,
     Tokens,
+    Transfer,
     Unit,
     Vector,
     VectorOp,
@@ -60,7 +65,11 @@ HAZARD_ROWS = 20
 #: Tokens by unit name, for each vector instruction.
 Counts: TypeAlias = list[dict[str, int]]
 
-SPACE = {"vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX}
+SPACE = {
+    "vector": Space.VECTOR, "inbox": Space.INBOX, "outbox": Space.OUTBOX, "mask": Space.MASK,
+}  # fmt: skip
+#: Memories that the vector unit both writes and reads.
+READ_BACK = ("vector", "mask")
 OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED}
 
 
@@ -87,10 +96,10 @@ class Emitter:
         waits: Counts = [{} for _ in vector]
         signals: Counts = [{} for _ in vector]
 
-        loads = sorted(steps.loads, key=lambda x: uses(steps.steps, x.buffer))
-        self.loads(loads, steps.steps, waits, signals, register)
-        self.matrices(steps.steps, signals)
-        self.stores(steps, waits, signals, register)
+        tokens = [[0] * 4 for _ in range(4)]
+        tokens[Unit.VECTOR][Unit.LOAD] = self.loads(steps, waits, signals, register)
+        self.matrices(steps, signals)
+        tokens[Unit.STORE][Unit.VECTOR] = self.stores(steps, waits, signals, register)
 
         for step, v, w, s in zip(steps.steps, vector, waits, signals, strict=True):
             self.add(
@@ -100,9 +109,6 @@ class Emitter:
                 step.phase,
                 step.text,
             )
-        tokens = [[0] * 4 for _ in range(4)]
-        tokens[Unit.VECTOR][Unit.LOAD] = len(loads)
-        tokens[Unit.STORE][Unit.VECTOR] = len(steps.stores)
         if len(registers) > 16:
             raise GraphError(
                 f"{steps.name}: {len(registers)} arrays in external memory, a program can name 16"
@@ -123,57 +129,94 @@ class Emitter:
 
     def loads(
         self,
-        loads: list[LoadStep],
-        steps: list[VectorStep],
+        steps: StepList,
         waits: Counts,
         signals: Counts,
         register: Callable[[str], int],
-    ) -> None:
-        """Loads in the order of their first use; each waits until the buffer's last step has read it."""
+    ) -> int:
+        """Inputs in the order of their first use, each when the step before has read its buffer; then tiles that come
+        back, each when its place is free.
+
+        Returns:
+            tokens from VECTOR to LOAD at the start.
+        """
+        loads = sorted(steps.loads, key=lambda x: uses(steps.steps, x.buffer))
+        moves = back(steps)
+        spans = [uses(steps.steps, load.buffer) for load in loads]
+        done = list(accumulate((last for _, last in spans), max))
+        late = range(len(loads), len(loads) + len(moves))
+        channel = Channel([*done, *(m.at - 1 for m in moves)], late)
         taken = 0
-        done = -1
         for i, load in enumerate(loads):
-            first, last = uses(steps, load.buffer)
+            first = spans[i][0]
             needed = i + 1 - taken
             if needed > 0:
                 waits[first]["load"] = waits[first].get("load", 0) + needed
                 taken = i + 1
-            done = max(done, last)
-            signals[done]["load"] = signals[done].get("load", 0) + 1
             index = DramAddress()
             if load.index is not None:
-                index = DramAddress(register(load.index), 0, -(-load.groups // self.side))
-            address = DramAddress(register(load.base), load.offset, load.step_stride)
+                stride = load.index_stride or -(-load.groups // self.side)
+                index = DramAddress(register(load.index), load.first // self.side, stride)
             instruction = Load(
+                kind=Transfer.BYTES if load.octets else Transfer.ROWS,
                 count=load.groups,
                 rows=load.rows,
-                source=address,
+                source=DramAddress(register(load.base), load.offset, load.step_stride),
                 stride=load.rows,
                 gather=int(load.index is not None),
                 index=index,
-                target=base(load.buffer),
-                group_stride=load.rows,
-                wait=Tokens(vector=1),
+                target=base(load.buffer) + load.place,
+                group_stride=load.group_stride or load.rows,
+                row_stride=load.row_stride,
+                wait=Tokens(vector=channel.wait(i)),
                 signal=Tokens(vector=1),
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
+        for i, move in enumerate(moves, len(loads)):
+            instruction = Load(
+                kind=Transfer.TILES,
+                count=move.count,
+                rows=move.tiles,
+                source=DramAddress(register("spill"), move.row),
+                stride=move.block,
+                target=base(move.buffer) + move.inside,
+                group_stride=move.tiles,
+                wait=Tokens(vector=channel.wait(i)),
+                signal=Tokens(matrix=1),
+            )
+            self.add(Unit.LOAD, instruction, move.buffer.name, "load", "tiles")
+        for step in channel.steps:
+            signals[step]["load"] = signals[step].get("load", 0) + 1
+        return channel.initial
 
-    def matrices(self, steps: list[VectorStep], signals: Counts) -> None:
-        """Products in the order of the passes that take them, each after the pass that wrote its tiles."""
+    def matrices(self, steps: StepList, signals: Counts) -> None:
+        """Products in the order of the passes that take them, each after the pass that wrote its tiles, or the load
+        that brought them back."""
         written: list[tuple[Region, int]] = []
-        seen = -1
-        for i, step in enumerate(steps):
+        loaded = {move.buffer: i + 1 for i, move in enumerate(back(steps))}
+        seen, taken = -1, 0
+        for i, step in enumerate(steps.steps):
             m = step.matrix
             if m is not None:
                 read = step.tiles_read(self.side)
                 needed = max(
                     (w for region, w in written if any(region.meets(r) for r in read)), default=-1
                 )
-                wait = Tokens()
+                tokens = {}
                 if needed > seen:
                     signals[needed]["matrix"] = signals[needed].get("matrix", 0) + 1
-                    wait, seen = Tokens(vector=1), needed
-                self.add(Unit.MATRIX, matrix(m, wait), m.layer, m.phase, m.text, m.useful_macs)
+                    tokens["vector"], seen = 1, needed
+                here = max((loaded.get(r.buffer, 0) for r in read), default=0)
+                if here > taken:
+                    tokens["load"], taken = here - taken, here
+                self.add(
+                    Unit.MATRIX,
+                    matrix(m, Tokens(**tokens)),
+                    m.layer,
+                    m.phase,
+                    m.text,
+                    m.useful_macs,
+                )
             written.extend((region, i) for region in step.tiles_written(self.side))
 
     def stores(
@@ -182,26 +225,52 @@ class Emitter:
         waits: Counts,
         signals: Counts,
         register: Callable[[str], int],
-    ) -> None:
-        """Each store after the last step that writes its buffer; the first that writes waits for the last store."""
-        order = sorted(steps.stores, key=lambda x: uses(steps.steps, x.buffer)[1])
-        given = 0
-        for i, store in enumerate(order):
+    ) -> int:
+        """Each store after the last step that writes its buffer. A buffer of the outbox is written again when the
+        store of the step before is done, tiles' places when their own is.
+
+        Returns:
+            tokens from STORE to VECTOR at the start.
+        """
+        out: list[tuple[int, int, StoreStep | TileMove]] = []
+        for store in steps.stores:
             first, last = uses(steps.steps, store.buffer)
-            needed = i + 1 - given
-            if needed > 0:
-                waits[first]["store"] = waits[first].get("store", 0) + needed
-                given = i + 1
+            out.append((last, first, store))
+        out += [(m.at, m.until, m) for m in steps.moves if m.kind == "store"]
+        out.sort(key=lambda x: x[:2])
+        late = [i for i, (_, _, item) in enumerate(out) if isinstance(item, TileMove)]
+        channel = Channel([last for last, _, _ in out], late)
+        for last, _, item in out:
             signals[last]["store"] = signals[last].get("store", 0) + 1
-            address = DramAddress(register(store.base), store.offset, store.step_stride)
-            instruction = Store(
-                rows=store.rows,
-                source=base(store.buffer),
-                target=address,
-                wait=Tokens(vector=1),
-                signal=Tokens(vector=1),
-            )
-            self.add(Unit.STORE, instruction, store.base, "store", store.base)
+            if isinstance(item, StoreStep):
+                address = DramAddress(register(item.base), item.offset, item.step_stride)
+                instruction = Store(
+                    rows=item.rows,
+                    source=base(item.buffer),
+                    target=address,
+                    wait=Tokens(vector=1),
+                    signal=Tokens(vector=1),
+                )
+                self.add(Unit.STORE, instruction, item.base, "store", item.base)
+            else:
+                instruction = Store(
+                    kind=Transfer.TILES,
+                    count=item.count,
+                    rows=item.tiles,
+                    source=base(item.buffer) + item.inside,
+                    group_stride=item.tiles,
+                    target=DramAddress(register("spill"), item.row),
+                    stride=item.block,
+                    wait=Tokens(vector=1),
+                    signal=Tokens(vector=1),
+                )
+                self.add(Unit.STORE, instruction, item.buffer.name, "store", "tiles")
+        for i in sorted(range(len(out)), key=lambda i: out[i][1]):
+            _, step, _ = out[i]
+            count = channel.wait(i)
+            if count:
+                waits[step]["store"] = waits[step].get("store", 0) + count
+        return channel.initial
 
     # Single instructions ------------------------------------------------------------------------
 
@@ -234,13 +303,13 @@ class Emitter:
         target, tile = Target(), TileTarget()
         if step.target is not None:
             w = step.target
-            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, 0, w.s2, w.s1, w.s0)
+            target = Target(SPACE[w.buffer.place], base(w.buffer) + w.offset, *w.strides)
         if step.tile is not None:
             w = step.tile
-            tile = TileTarget(1, 0, base(w.buffer) + w.offset, 0, w.s2, w.s1)
+            tile = TileTarget(1, int(step.flow), base(w.buffer) + w.offset, w.s3, w.s2, w.s1)
         return Vector(
             OPS[step.op],
-            Loops(1, *step.loops),
+            Loops(*step.loops),
             p0,
             p1,
             a,
@@ -274,6 +343,39 @@ class Emitter:
         return Immediate(0, int(code))
 
 
+class Channel:
+    """The tokens of a channel that repeats every step: a waiting instruction takes all that were promised before the
+    one it needs.
+
+    Args:
+        steps: when each token comes, by the pass that sends it.
+        late: tokens that are waited for in the step in which they come; the others come for the next step.
+    """
+
+    def __init__(self, steps: list[int], late: Collection[int] = ()) -> None:
+        self.steps = steps
+        order = sorted(range(len(steps)), key=lambda i: (steps[i], i))
+        self._position = {i: at + 1 for at, i in enumerate(order)}
+        self._late = late
+        # What a step leaves over is the same for each, the one before the first included.
+        self._taken = max((self._position[i] for i in late), default=0)
+        self.initial = len(steps) - self._taken
+
+    def wait(self, i: int) -> int:
+        """How many tokens to take to have the ``i``-th; to be asked in the order of waiting."""
+        needed = self._position[i] + (len(self.steps) if i in self._late else 0)
+        count = max(0, needed - self._taken)
+        self._taken += count
+        if count >= 1 << TOKEN_BITS:
+            raise GraphError(f"an instruction would wait for {count} tokens at once")
+        return count
+
+
+def back(steps: StepList) -> list[TileMove]:
+    """Moves that bring tiles back, in the order in which they begin."""
+    return sorted((m for m in steps.moves if m.kind == "load"), key=lambda m: (m.at, m.until))
+
+
 def base(buffer: Buffer) -> int:
     """The buffer's place.
 
@@ -288,7 +390,7 @@ def base(buffer: Buffer) -> int:
 def stream(a: Access) -> RowStream:
     """A memory stream of the vector unit."""
     return RowStream(
-        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, 0, a.s2, a.s1, a.s0
+        SPACE[a.buffer.place], int(a.transposed), base(a.buffer) + a.offset, *a.strides
     )
 
 
@@ -299,20 +401,14 @@ def mask(limit: Limit) -> Mask:
 
 def matrix(m: MatrixStep, wait: Tokens) -> Matrix:
     """One matrix instruction."""
-    ak, bk = m.stride_k
+    return Matrix(*m.outputs, *m.terms, m.rows, tiles(m.streamed), tiles(m.stationary), wait)
 
-    def tiles(a: Access, k: int) -> TileStream:
-        return TileStream(int(a.transposed), base(a.buffer) + a.offset, s1=a.s1, s0=a.s0, t0=k)
 
-    return Matrix(
-        n1=m.n1,
-        n0=m.n0,
-        k0=m.k,
-        rows=m.rows,
-        streamed=tiles(m.streamed, ak),
-        stationary=tiles(m.stationary, bk),
-        wait=wait,
-    )
+def tiles(w: TileWalk) -> TileStream:
+    """A stream of tiles."""
+    a = w.base
+    place = base(a.buffer) + a.offset
+    return TileStream(int(a.transposed), place, a.s2, a.s1, a.s0, *w.terms)
 
 
 def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
@@ -333,7 +429,7 @@ def hazards(steps: list[VectorStep], side: int) -> list[bool]:
     for i, step in enumerate(steps):
         fences[i] = step.op != "pass"
         for value in step.operands:
-            if not isinstance(value, Access) or value.buffer.place != "vector":
+            if not isinstance(value, Access) or value.buffer.place not in READ_BACK:
                 continue
             read = region(value, step.loops, side)
             for wrote, w in written:
@@ -344,7 +440,7 @@ def hazards(steps: list[VectorStep], side: int) -> list[bool]:
             written.clear()  # a fence has waited for all of them
         # What is too far back for any reader to meet can be forgotten.
         written = [(r, w) for r, w in written if started[i] - started[w + 1] < HAZARD_ROWS]
-        written.extend((r, i) for r in step.rows_written(side) if r.buffer.place == "vector")
+        written.extend((r, i) for r in step.rows_written(side) if r.buffer.place in READ_BACK)
     return fences
 
 
@@ -358,6 +454,6 @@ def distance(writer: VectorStep, reader: VectorStep, access: Access) -> int:
         and not transposed(reader)
         and not writer.reduce
         and writer.loops == reader.loops
-        and (w.s2, w.s1, w.s0, w.offset) == (access.s2, access.s1, access.s0, access.offset)
+        and (*w.strides, w.offset) == (*access.strides, access.offset)
     )
     return 0 if alike else writer.rows

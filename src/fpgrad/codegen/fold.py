@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, Match, candidates, reduction
+from fpgrad.codegen.convolution import terms as conv_terms
+from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, STREAMED, Match, candidates, reduction
 from fpgrad.codegen.steps import Scalar, Value
 from fpgrad.codegen.storage import Grid, Walk
 from fpgrad.errors import GraphError
@@ -22,14 +23,19 @@ class Folding:
     Args:
         function: at stage "quantised".
         side: T.
+        terms: products that one instruction may sum.
     """
 
-    def __init__(self, function: Function, side: int) -> None:
+    def __init__(self, function: Function, side: int, terms: int) -> None:
         self.t = side
+        self.terms = terms
         self.nodes = function.nodes()
         self.uses: Counter[Node] = Counter()
+        self.users: dict[Node, list[Node]] = {}
         for node in self.nodes:
             self.uses.update(node.inputs)
+            for x in set(node.inputs):
+                self.users.setdefault(x, []).append(node)
         self.uses.update(function.roots)
         self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
         for state, value in function.updates:
@@ -39,6 +45,9 @@ class Folding:
         self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}
         self.matches: dict[Node, Match] = {}
         self.absorbed: set[Node] = set()
+        self.unfolds: dict[
+            Node, tuple[Node, Value]
+        ] = {}  # what is stored -> unfold, and its factor
 
     def choose(self) -> list[Node]:
         """Fold nodes into passes, users first; returns the nodes to compute, in an order that respects updates."""
@@ -47,6 +56,8 @@ class Folding:
             if node.is_leaf or node in self.absorbed or node.op == "quantise":
                 continue
             roots.append(node)
+            if self.unfolded(node):
+                continue
             if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
                 match = next(
                     (m for m in candidates(node, self.single) if self.possible(node, m)), None
@@ -71,6 +82,33 @@ class Folding:
         """Whether a node can be folded into its only user."""
         return self.uses[node] == 1 and node not in self.targets and node not in self.output_names
 
+    def unfolded(self, node: Node) -> bool:
+        """Whether a node is windows of an input, perhaps multiplied with a number: one pass reads and multiplies."""
+        if node.op == "unfold":
+            self.unfolds[node] = node, Source.ONE
+            return True
+        if node.op == "mul":
+            for x, factor in (node.inputs, node.inputs[::-1]):
+                value = self.immediate(factor)
+                if x.op == "unfold" and self.single(x) and value is not None:
+                    self.unfolds[node] = x, value
+                    self.absorbed.add(x)
+                    return True
+        return False
+
+    def only_gates(self, node: Node) -> bool:
+        """Whether nothing is asked of a tensor but where it is positive, besides its tiles."""
+        users = [u for u in self.users.get(node, ()) if u.op != "quantise"]
+        gates = all(u.op == "gate" and u.inputs[1] is node is not u.inputs[0] for u in users)
+        return bool(users) and gates and node not in self.targets and node not in self.output_names
+
+    def product_terms(self, node: Node) -> int:
+        """Products in the longest sum of a matmul or conv."""
+        if node.op == "conv":
+            return conv_terms(node, self.t)
+        x = node.inputs[0]
+        return -(-(x.shape[0] if node.attrs["ta"] else x.shape[1]) // self.t)
+
     def streamed(self, node: Node, match: Match) -> Node | None:
         """The product or random tensor that the pass takes as it comes, if there is one."""
         if (
@@ -79,8 +117,10 @@ class Folding:
         ):
             return None
         for leaf in match.leaves:
-            if leaf.op in ("matmul", "uniform") and self.single(leaf) and leaf.shape == node.shape:
+            if leaf.op in STREAMED and self.single(leaf) and leaf.shape == node.shape:
                 if leaf.op == "matmul" and leaf.shape == (1, 1):
+                    continue
+                if leaf.op != "uniform" and self.product_terms(leaf) > self.terms:
                     continue
                 if match.leaves.count(leaf) == 1:
                     return leaf

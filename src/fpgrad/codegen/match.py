@@ -35,6 +35,8 @@ ALUS = {
     "gate": Alu.GATE,
 }
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
+#: What a pass can take as it comes.
+STREAMED = ("matmul", "conv", "uniform")
 COMMUTATIVE = {"add", "max", "min", "eq"}
 
 
@@ -125,7 +127,7 @@ def reduction(node: Node, single: Callable[[Node], bool]) -> Match:
     """A reduction's operands: a product is folded into a sum, so that a dot product is one pass."""
     (x,) = node.inputs
     long_enough = node.attrs["axis"] == 0 or x.shape[1] >= WAYS
-    fits = all(y.shape == x.shape and y.op not in ("matmul", "uniform") for y in x.inputs)
+    fits = all(y.shape == x.shape and y.op not in STREAMED for y in x.inputs)
     if node.op == "reduce_sum" and x.op == "mul" and single(x) and long_enough and fits:
         m = next(products(x))
         return Match(m.a, m.b, negate_product=m.negate_product, absorbed=(x,))

@@ -11,17 +11,28 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fpgrad.codegen.steps import Buffer
+from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
-from fpgrad.graph import Node
+from fpgrad.graph import OPS, Function, Node
+from fpgrad.graph.window import taps
 
 
 @dataclass
 class Persistent:
-    """Buffers by what they hold. ``side`` is T."""
+    """Buffers by what they hold.
+
+    Args:
+        side: T.
+        terms: products that a sum may have without any risk of saturating the accumulators.
+        bits: the memory for tensors of zeros and ones.
+        blocks: of tensors whose rows are in blocks, how many.
+    """
 
     side: int
+    terms: int = 128
+    bits: Place = "mask"
+    blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
@@ -33,7 +44,26 @@ class Persistent:
 
     def grid(self, node: Node) -> Grid:
         """The node's shape in tiles."""
-        return Grid(*node.shape, self.side)
+        return Grid(*node.shape, self.side, self.blocks.get(node, 1))
+
+    def find_blocks(self, function: Function) -> None:
+        """Follow kernels' blocks through what is computed element by element from them."""
+        for node in function.nodes():
+            if node.op == "state":
+                count = node.attrs["blocks"]
+            elif node.op == "conv_weight":
+                count = taps(node.attrs["windows"])
+            elif node.op == "quantise" or (node.op in OPS and OPS[node.op].elementwise):
+                count = max(
+                    self.blocks.get(x, 1) for x in node.inputs if x.shape[0] == node.shape[0]
+                )
+            else:
+                continue
+            if count > 1:
+                self.blocks[node] = count
+                for x in node.inputs:
+                    if x.op == "const" and x.shape == node.shape:
+                        self.blocks[x] = count
 
     def add_state(self, node: Node) -> Stored:
         """The place of a state, made at its first mention."""
@@ -75,7 +105,9 @@ class Persistent:
                 rows.reshape(-1)[: node.value.size] = node.value.reshape(-1)
             else:
                 padded = np.zeros((grid.m * t, grid.j * t))
-                padded[: node.shape[0], : node.shape[1]] = node.value
+                blocks = padded.reshape(grid.blocks, -1, grid.j * t)
+                values = node.value.reshape(grid.blocks, -1, node.shape[1])
+                blocks[:, : values.shape[1], : values.shape[2]] = values
                 rows[:] = padded.reshape(grid.m, t, grid.j, t).transpose(0, 2, 1, 3).reshape(-1, t)
             align = 1 if grid.kind != "tiles" and not by_rows else t
             buffer = Buffer(

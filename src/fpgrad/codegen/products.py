@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.names import layer_of, phase_of
-from fpgrad.codegen.steps import Access, Buffer, MatrixStep, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, MatrixStep, TileWalk, VectorStep
 from fpgrad.codegen.storage import Grid, Stored
 from fpgrad.graph import Node
 
@@ -27,13 +27,11 @@ def product(selector: Selector, node: Node) -> MatrixStep:
     am, ak = (1, qa.grid.j) if ta else (qa.grid.j, 1)
     bk, bj = (1, qb.grid.j) if tb else (qb.grid.j, 1)
     return MatrixStep(
-        grid.m,
-        grid.j,
-        Grid(inner, 1, selector.t).m,
+        (1, grid.m, grid.j),
+        (1, 1, Grid(inner, 1, selector.t).m),
         1 if rows == 1 else selector.t,
-        Access(qa.buffer, s1=am, s0=0, transposed=ta != qa.transposed),
-        Access(qb.buffer, s1=0, s0=bj, transposed=tb != qb.transposed),
-        (ak, bk),
+        TileWalk(Access(qa.buffer, s1=am, transposed=ta != qa.transposed), (0, 0, ak)),
+        TileWalk(Access(qb.buffer, s0=bj, transposed=tb != qb.transposed), (0, 0, bk)),
         layer_of(node),
         phase_of(node),
         node.name or "matmul",

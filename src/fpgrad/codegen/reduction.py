@@ -6,6 +6,7 @@ rows. Neither needs a tree across lanes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.match import Match
@@ -19,6 +20,9 @@ from fpgrad.isa.instructions import Alu, Source
 if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
+#: Rows that a reducing pass reads, about: longer ones would hold up the products that other passes wait for.
+LONGEST = 2048
+
 ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
 
 
@@ -31,6 +35,12 @@ def emit(selector: Selector, node: Node, m: Match) -> None:
         along_features(selector, node, m, x.shape)
     else:
         along_samples(selector, node, m, x)
+
+
+def joined(tiles: int, side: int) -> int:
+    """How many tiles below each other a reducing pass takes as one run."""
+    most = max(1, LONGEST // (2 * side))
+    return max(n for n in range(1, min(tiles, most) + 1) if tiles % n == 0)
 
 
 def _emit(selector: Selector, node: Node, step: VectorStep) -> None:
@@ -128,22 +138,44 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
             return Access(stored.buffer, s2=1, s1=t * grid.j, s0=grid.j)
         return Access(stored.buffer, s2=t, s1=grid.j * t, s0=1, transposed=stored.transposed)
 
+    def follows(v: Value) -> bool:
+        return isinstance(v, Access) and not v.transposed and v.s1 == t * v.s0
+
+    def at(a: Access, tiles: int) -> Access:
+        """The walk from so many tiles down on, with runs of tiles in the middle loop."""
+        return replace(a, offset=a.offset + tiles * a.s1, s1=run * a.s1)
+
     a = operand(m.a)
     b: Value = Source.ONE if m.b is None else operand(m.b)
     lanes = Limit(2, columns % t) if columns % t else Limit()
     alu = ALU[node.op]
-    partial = Buffer(f"{node.name} partial", "vector", grid.j * grid.m * WAYS)
-    step = VectorStep(
-        (grid.j, grid.m, t), a, b, alu=alu, negate_product=m.negate_product, reduce=True
-    )
-    step.lane_limit = lanes
-    step.target = Access(partial, s2=WAYS * grid.m, s1=WAYS, s0=1)
-    _emit(selector, node, step)
-    if grid.m > 1:
+    # Tiles below each other are one run of rows where there is one tile across.
+    run = joined(grid.m, t) if grid.j == 1 and follows(a) and (m.b is None or follows(b)) else 1
+    groups = grid.m // run
+    partial = Buffer(f"{node.name} partial", "vector", grid.j * groups * WAYS)
+    at_once = max(1, LONGEST // (grid.j * run * t))
+    for first in range(0, groups, at_once):
+        count = min(at_once, groups - first)
+
+        def part(v: Value, first: int = first) -> Value:
+            return at(v, first * run) if isinstance(v, Access) else v
+
+        step = VectorStep(
+            (grid.j, count, run * t),
+            part(a),
+            part(b),
+            alu=alu,
+            negate_product=m.negate_product,
+            reduce=True,
+        )
+        step.lane_limit = lanes
+        step.target = Access(partial, s2=WAYS * groups, s1=WAYS, s0=1, offset=first * WAYS)
+        _emit(selector, node, step)
+    if groups > 1:
         fewer = Buffer(f"{node.name} partial sums", "vector", grid.j * WAYS)
         step = VectorStep(
-            (grid.j, 1, grid.m * WAYS),
-            Access(partial, s2=WAYS * grid.m, s0=1),
+            (grid.j, 1, groups * WAYS),
+            Access(partial, s2=WAYS * groups, s0=1),
             alu=alu,
             reduce=True,
         )

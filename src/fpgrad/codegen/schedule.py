@@ -1,13 +1,14 @@
 """Scheduling: an order of the steps that keeps both units busy.
 
 A list scheduler over a small model of the machine: the vector unit takes a row a cycle, the matrix unit a tile
-product in T, a result can be used some cycles after it was computed. Among the steps that could start before any of
-them could end, the one with the longest way to the end of the step goes first. The model only has to be good enough
-to order steps; the emulator counts the cycles.
+product in T, a result can be used some cycles after it was computed. An item's height is the longest way from it to
+the end of the step. Two policies say which item goes next; the better result is taken. The model only has to be good
+enough to order steps; the emulator counts the cycles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
@@ -30,6 +31,16 @@ class Item:
     height: int = 0
     start: int = 0
     end: int = 0
+    rows_ready: int = 0
+    tiles_ready: int = 0
+    rows: int = field(init=False)
+    products: int = field(init=False)
+    tensor: tuple[str, str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = self.step.rows
+        self.products = 0
+        self.tensor = (self.step.layer, self.step.phase, self.step.text)
 
 
 class Ledger:
@@ -60,6 +71,8 @@ class Ledger:
 def depends(steps: list[VectorStep], t: int) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice."""
     items = [Item(step, i) for i, step in enumerate(steps)]
+    for item in items:
+        item.products = products(item.step, t)
     ledger = Ledger()
     prologue: list[Item] = []
     random: Item | None = None
@@ -97,66 +110,114 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
             p.after.append(item)
     for item in reversed(items):
         tail = max((n.height + n.before[item] for n in item.after), default=0)
-        item.height = tail + duration(item.step, t)
+        item.height = tail + max(item.rows, item.products)
     return items
 
 
 def products(step: VectorStep, t: int) -> int:
     """Cycles of the matrix unit for a step."""
     m = step.matrix
-    return 0 if m is None else m.n1 * m.n0 * m.k * t
+    return 0 if m is None else m.products * t
 
 
-def duration(step: VectorStep, t: int) -> int:
-    """Cycles of a step on its slower unit."""
-    return max(step.rows, products(step, t))
+@dataclass
+class Units:
+    """When the units are free in the model, and what the queue of finished rows between them holds."""
+
+    side: int
+    queue_rows: int
+    vector_free: int = 0
+    matrix_free: int = 0
 
 
-def schedule(steps: list[VectorStep], t: int) -> tuple[list[VectorStep], int]:
+@dataclass(frozen=True)
+class Slot:
+    """When an item would run if it went next.
+
+    Args:
+        start, end: on the vector unit.
+        matrix_end: on the matrix unit; 0 without products.
+        deadline: the latest start that delays neither its end nor, by a full queue, the matrix unit.
+    """
+
+    start: int
+    end: int
+    matrix_end: int = 0
+    deadline: int = 0
+
+
+Policy = Callable[[list[Item], Units], tuple[Item, Slot]]
+
+
+def schedule(
+    steps: list[VectorStep], t: int, queue_rows: int, policy: Policy
+) -> tuple[list[VectorStep], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
     Args:
         t: the tile side.
+        queue_rows: finished rows that can wait for the vector unit.
+        policy: which of the items that are ready goes next.
 
     Returns:
         the order, and an estimate of the step's cycles.
     """
     items = depends(steps, t)
     waiting = {item: len(item.before) for item in items}
-    ready = [item for item in items if not item.before]
-    vector_free = matrix_free = 0
+    ready: list[Item] = []
+    units = Units(t, queue_rows)
+
+    def release(item: Item) -> None:
+        item.rows_ready, item.tiles_ready = readiness(item)
+        ready.append(item)
+
+    for item in items:
+        if not item.before:
+            release(item)
     order: list[VectorStep] = []
     while ready:
-        best = choose(ready, vector_free, matrix_free, t)
+        best, slot = policy(ready, units)
         ready.remove(best)
-        best.start, best.end, matrix_end = timing(best, vector_free, matrix_free, t)
-        vector_free, matrix_free = best.end, max(matrix_free, matrix_end)
+        best.start, best.end = slot.start, slot.end
+        units.vector_free = slot.end
+        units.matrix_free = max(units.matrix_free, slot.matrix_end)
         order.append(best.step)
         for n in best.after:
             waiting[n] -= 1
             if not waiting[n]:
-                ready.append(n)
-    return order, vector_free
+                release(n)
+    return order, units.vector_free
 
 
-def timing(item: Item, vector_free: int, matrix_free: int, t: int) -> tuple[int, int, int]:
-    """Start and end on the vector unit, and end on the matrix unit, if the item went next."""
+def readiness(item: Item) -> tuple[int, int]:
+    """When the rows and the tiles are there that an item reads; all that it follows has its time already."""
     rows_ready = tiles_ready = 0
     matrix = item.step.matrix
-    tiles = {matrix.streamed.buffer, matrix.stationary.buffer} if matrix is not None else set()
+    tiles = set()
+    if matrix is not None:
+        tiles = {matrix.streamed.base.buffer, matrix.stationary.base.buffer}
     for p, latency in item.before.items():
         if latency == TILE_LATENCY and p.step.tile is not None and p.step.tile.buffer in tiles:
             tiles_ready = max(tiles_ready, p.end + latency)
         else:
             rows_ready = max(rows_ready, streaming_ready(p, item, latency))
-    start = max(vector_free, rows_ready)
+    return rows_ready, tiles_ready
+
+
+def timing(item: Item, units: Units) -> Slot:
+    """When the item would run if it went next."""
+    t = units.side
+    start = max(units.vector_free, item.rows_ready)
+    matrix = item.step.matrix
     if matrix is None:
-        return start, start + item.step.rows, 0
-    begin = max(matrix_free, tiles_ready)
-    done = begin + products(item.step, t)
-    first = begin + matrix.k * t + FILL
+        return Slot(start, start + item.rows)
+    begin = max(units.matrix_free, item.tiles_ready)
+    done = begin + item.products
+    first = begin + matrix.length * t + FILL
     start = max(start, first)
-    return start, max(start + item.step.rows, done + FILL + t), done
+    end = max(start + item.rows, done + FILL + t)
+    deadline = min(end - item.rows, first + units.queue_rows * matrix.length)
+    return Slot(start, end, done, deadline)
 
 
 def streaming_ready(before: Item, item: Item, latency: int) -> int:
@@ -175,9 +236,38 @@ def transposed(step: VectorStep) -> bool:
     return any(isinstance(v, Access) and v.transposed for v in step.operands)
 
 
-def choose(ready: list[Item], vector_free: int, matrix_free: int, t: int) -> Item:
+def soonest_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """The item of greatest height among those that could start before any could end."""
-    times = {item: timing(item, vector_free, matrix_free, t) for item in ready}
-    soonest = min(end for _, end, _ in times.values())
-    able = [item for item in ready if times[item][0] < soonest]
-    return max(able, key=lambda item: (item.height, -item.index))
+    slots = {item: timing(item, units) for item in ready}
+    soonest = min(slot.end for slot in slots.values())
+    best = max((item for item in ready if slots[item].start < soonest), key=height)
+    return best, slots[best]
+
+
+def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
+    """Keep the matrix unit going: the product of greatest height, parts of one tensor in their order.
+
+    A pass that takes its rows waits for them most of the time: what can be done meanwhile goes before it.
+    """
+    able = [item for item in ready if item.products]
+    if not able:
+        best = max(ready, key=height)
+        return best, timing(best, units)
+    best = max(able, key=height)
+    best = min((item for item in able if item.tensor == best.tensor), key=lambda item: item.index)
+    slot = timing(best, units)
+    meanwhile = [
+        item
+        for item in ready
+        if not item.products
+        and max(units.vector_free, item.rows_ready) + item.rows <= slot.deadline
+    ]
+    if meanwhile:
+        best = max(meanwhile, key=height)
+        slot = timing(best, units)
+    return best, slot
+
+
+def height(item: Item) -> tuple[int, int]:
+    """What comes first: the longest way to the end, then the order of the program."""
+    return item.height, -item.index

@@ -7,8 +7,14 @@ walks tiles by columns (lanes are samples), and writes what it finds in that ord
 
 from __future__ import annotations
 
-from fpgrad.codegen import moves, reduction
+from collections.abc import Callable
+from functools import partial
+
+from fpgrad.codegen import moves, pooling, reduction
+from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
 from fpgrad.codegen.fold import Folding
+from fpgrad.codegen.geometry import banded
+from fpgrad.codegen.inputs import Image, flatten, image_of, load_image, unfold
 from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
@@ -28,6 +34,9 @@ from fpgrad.errors import GraphError
 from fpgrad.graph import Function, Node
 from fpgrad.isa.instructions import Source
 
+#: Ops whose results are 0 or 1.
+BITS = ("gt", "ge", "eq")
+
 
 class Selector:
     """Selects one function. Use :func:`select`."""
@@ -37,9 +46,10 @@ class Selector:
         self.keep = persistent
         self.t = persistent.side
         self.out = StepList(function.name)
-        self.fold = Folding(function, self.t)
+        self.fold = Folding(function, self.t, persistent.terms)
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
+        self.images: dict[Node, Image] = {}
         self.columns: list[Node] = []
         self.sent: dict[str, Stored] = {}
 
@@ -67,7 +77,15 @@ class Selector:
         self.columns = [n for n in inputs if n.attrs["kind"] == "column"]
         scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.fold.uses[n]]
         seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.fold.uses[n]]
+        for node in self.fold.nodes:
+            if node.op == "unfold":
+                (x,) = node.inputs
+                image = image_of(node)
+                self.images[x] = image.around(self.images.get(x, image))
         for node in batch:
+            if node in self.images:
+                self.stored[node] = load_image(self, node, self.images[node])
+                continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
             self.out.loads.append(LoadStep(buffer, node.name, node.shape[0], grid.j, index="order"))
@@ -133,7 +151,7 @@ class Selector:
         if grid.kind == "vector":
             rest = grid.rows * grid.columns % t
             return Limit(), Limit(1, rest) if rest else Limit()
-        by_m = Limit(2, grid.rows % t) if grid.rows % t else Limit()
+        by_m = Limit(2, grid.rest) if grid.rest else Limit()
         by_j = Limit(1, grid.columns % t) if grid.columns % t else Limit()
         return (by_m, by_j) if walk is Walk.NORMAL else (by_j, by_m)
 
@@ -178,8 +196,15 @@ class Selector:
             )
         return self.stored[leaf]
 
-    def emit(self, node: Node, step: VectorStep, walk: Walk, stored: Stored | None) -> None:
-        """Finish a pass that computes ``node``: limits, targets and names."""
+    def emit(
+        self,
+        node: Node,
+        step: VectorStep,
+        walk: Walk,
+        stored: Stored | None,
+        passes: Callable[[VectorStep], list[VectorStep]] = banded,
+    ) -> None:
+        """Finish a pass that computes ``node``: limits, targets and names; ``passes`` makes several of it."""
         grid = self.keep.grid(node)
         t = self.t
         step.row_limit, step.lane_limit = self.limits(grid, walk)
@@ -194,7 +219,27 @@ class Selector:
             self.stored[node] = stored
         step.layer, step.phase = layer_of(node), phase_of(node)
         step.text = step.text or f"{node.name}: {node.op}"
+        self.out.steps += passes(step)
+
+    def add(self, node: Node, step: VectorStep) -> None:
+        """Append a pass that works for ``node``."""
+        step.layer, step.phase = layer_of(node), phase_of(node)
+        step.text = step.text or f"{node.name}: {node.op}"
         self.out.steps.append(step)
+
+    def new_rows(self, node: Node, transposed: bool = False) -> Stored:
+        """A place for a node's numbers."""
+        grid = self.keep.grid(node)
+        buffer = Buffer(node.name or node.op, "vector", grid.row_count, self.t)
+        self.stored[node] = Stored(buffer, grid, grid.kind, transposed)
+        return self.stored[node]
+
+    def new_tiles(self, node: Node, quantise: Node, transposed: bool) -> Quantised:
+        """A place for a node's tiles."""
+        grid = self.keep.grid(node)
+        buffer = Buffer(f"{node.name} tiles", "tile", grid.tile_count)
+        self.quantised[quantise] = Quantised(buffer, grid, transposed)
+        return self.quantised[quantise]
 
     def quantise_targets(self, node: Node, step: VectorStep, walk: Walk) -> bool:
         """Let the pass that computes ``node`` write its tiles too; whether it has any."""
@@ -207,7 +252,7 @@ class Selector:
             transposed = (
                 walk is Walk.TRANSPOSED if grid.kind == "tiles" else grid.columns == 1 < grid.rows
             )
-            q = Quantised(Buffer(f"{node.name} tiles", "tile", grid.tile_count), grid, transposed)
+            q = self.new_tiles(node, quantise, transposed)
         else:
             return False
         if quantise is not None:
@@ -225,10 +270,22 @@ class Selector:
 
     def compute(self, node: Node) -> None:
         """Emit the passes that compute one node into its place."""
-        if node.op == "matmul":
-            self.finish(
-                node, VectorStep(self.loops(self.keep.grid(node)), Source.ACC), node, Walk.NORMAL
-            )
+        if node in self.fold.unfolds:
+            unfold(self, node, *self.fold.unfolds[node])
+        elif node.op in ("matmul", "conv"):
+            if self.fold.product_terms(node) > self.keep.terms:
+                long_product(self, node)
+            else:
+                step = VectorStep(self.loops(self.keep.grid(node)), Source.ACC)
+                self.finish(node, step, node, Walk.NORMAL)
+        elif node.op == "conv_weight":
+            conv_weight(self, node)
+        elif node.op == "pool":
+            pooling.pool(self, node)
+        elif node.op == "pool_max_grad":
+            pooling.max_gradient(self, node)
+        elif node.op in ("flatten", "unflatten"):
+            flatten(self, node)
         elif node.op in REDUCTIONS:
             reduction.emit(self, node, self.fold.matches[node])
         elif node.op == "concat":
@@ -259,7 +316,7 @@ class Selector:
         for leaf in match.leaves:
             value = self.fold.immediate(leaf)
             if leaf is streamed:
-                value = Source.ACC if leaf.op == "matmul" else Source.RANDOM
+                value = Source.RANDOM if leaf.op == "uniform" else Source.ACC
             values[leaf] = self.access(leaf, grid, walk) if value is None else value
         one, zero = Source.ONE, Source.ZERO
         step = VectorStep(
@@ -273,8 +330,8 @@ class Selector:
             match.negate_product,
             match.negate_c,
         )
-        matmul = streamed if streamed is not None and streamed.op == "matmul" else None
-        self.finish(node, step, matmul, walk)
+        product = streamed if streamed is not None and streamed.op != "uniform" else None
+        self.finish(node, step, product, walk)
 
     def preferred_walk(self, match: Match) -> Walk:
         """Transposed if that is how all stored operands lie and nothing stands against it."""
@@ -285,12 +342,26 @@ class Selector:
             return Walk.TRANSPOSED
         return Walk.NORMAL
 
-    def finish(self, node: Node, step: VectorStep, matmul: Node | None, walk: Walk) -> None:
-        """Give a pass its product and its targets, and emit it."""
+    def finish(
+        self,
+        node: Node,
+        step: VectorStep,
+        matmul: Node | None,
+        walk: Walk,
+        passes: Callable[[VectorStep], list[VectorStep]] = banded,
+    ) -> None:
+        """Give a pass its product (a matmul or conv) and its targets, and emit it.
+
+        Args:
+            passes: makes the passes that are needed of the one that has all targets.
+        """
         grid = self.keep.grid(node)
         if matmul is not None:
-            step.matrix = product(self, matmul)
             step.text = f"{step.text} {matmul.op}".strip()
+            if matmul.op == "conv":
+                passes = partial(conv_passes, self, matmul)
+            else:
+                step.matrix = product(self, matmul)
         tiles = self.quantise_targets(node, step, walk)
         others = self.fold.uses[node] - (node in self.fold.quantises)
         state = self.fold.targets.get(node)
@@ -304,9 +375,11 @@ class Selector:
             place = "vector"
             if node in self.fold.output_names and others == 1:
                 place = "outbox"
+            elif grid.kind == "tiles" and (node.op in BITS or self.fold.only_gates(node)):
+                place = self.keep.bits
             buffer = Buffer(node.name or node.op, place, grid.row_count, align)
             stored = Stored(buffer, grid, grid.kind, flipped)
-        self.emit(node, step, walk, stored)
+        self.emit(node, step, walk, stored, passes)
         if (
             matmul is not None
             and matmul.shape == (1, 1)

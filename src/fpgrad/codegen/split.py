@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fpgrad.codegen.steps import Access, Limit, MatrixStep, StepList, Value, VectorStep
+from fpgrad.codegen.steps import Access, Limit, MatrixStep, StepList, TileWalk, Value, VectorStep
 
 #: Passes over more tiles than this are left whole.
 MOST = 4
@@ -22,7 +22,9 @@ def split(steps: StepList) -> StepList:
 
 def parts(step: VectorStep) -> list[VectorStep]:
     """A step as several, in the order in which the whole one goes."""
-    n2, n1, n0 = step.loops
+    n3, n2, n1, n0 = step.loops
+    if n3 > 1:
+        return [step]
     if 2 <= n2 <= MOST:
         return [part(step, i, n2, (1, n1, n0), "s2") for i in range(n2)]
     if step.columns and n2 == 1 and 2 <= n1 <= MOST:
@@ -63,10 +65,17 @@ def part(
 def product(m: MatrixStep, i: int, count: int) -> MatrixStep:
     """Part ``i`` of ``count`` of a product, by output tile rows, or by columns where there is one row."""
     macs = m.useful_macs // count + (m.useful_macs % count if i == 0 else 0)
-    if m.n1 == count:
-        streamed = replace(m.streamed, offset=m.streamed.offset + i * m.streamed.s1)
-        stationary = replace(m.stationary, offset=m.stationary.offset + i * m.stationary.s1)
-        return replace(m, n1=1, streamed=streamed, stationary=stationary, useful_macs=macs)
-    streamed = replace(m.streamed, offset=m.streamed.offset + i * m.streamed.s0)
-    stationary = replace(m.stationary, offset=m.stationary.offset + i * m.stationary.s0)
-    return replace(m, n0=1, streamed=streamed, stationary=stationary, useful_macs=macs)
+    by_rows = m.outputs[1] == count
+
+    def at(w: TileWalk) -> TileWalk:
+        stride = w.base.s1 if by_rows else w.base.s0
+        return replace(w, base=replace(w.base, offset=w.base.offset + i * stride))
+
+    outputs = (m.outputs[0], 1, m.outputs[2]) if by_rows else (*m.outputs[:2], 1)
+    return replace(
+        m,
+        outputs=outputs,
+        streamed=at(m.streamed),
+        stationary=at(m.stationary),
+        useful_macs=macs,
+    )

@@ -6,7 +6,8 @@ what the function means; any order that keeps the dependencies between buffers m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fpgrad.formats import Function
@@ -15,7 +16,10 @@ from fpgrad.isa.instructions import Alu, Source
 #: Partial results of a reducing pass.
 WAYS = 4
 
-Place = Literal["vector", "tile", "inbox", "outbox"]
+Place = Literal["vector", "tile", "inbox", "outbox", "mask"]
+
+Counts = tuple[int, ...]
+"""Trip counts of a loop nest, innermost last; those that are left out in front are 1."""
 
 
 @dataclass(eq=False)
@@ -37,7 +41,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Access:
-    """An affine walk over a buffer: ``offset + i2*s2 + i1*s1 + i0*s0``."""
+    """An affine walk over a buffer: ``offset + i3*s3 + i2*s2 + i1*s1 + i0*s0``."""
 
     buffer: Buffer
     s2: int = 0
@@ -45,6 +49,12 @@ class Access:
     s0: int = 0
     offset: int = 0
     transposed: bool = False
+    s3: int = 0
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        """From the outermost loop to the innermost."""
+        return self.s3, self.s2, self.s1, self.s0
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,15 @@ class Region:
         return self.buffer is other.buffer and self.low <= other.low and other.high <= self.high
 
 
-def region(access: Access, loops: tuple[int, int, int], side: int) -> Region:
+def region(access: Access, loops: Counts, side: int) -> Region:
     """What a walk over a buffer can touch; reading columns touches whole tiles."""
+    return reach(access, loops, access.strides[4 - len(loops) :], side)
+
+
+def reach(access: Access, loops: Counts, strides: Counts, side: int) -> Region:
+    """What a walk with these strides can touch."""
     low = high = access.offset
-    for count, stride in zip(loops, (access.s2, access.s1, access.s0), strict=True):
+    for count, stride in zip(loops, strides, strict=True):
         low += min(0, (count - 1) * stride)
         high += max(0, (count - 1) * stride)
     if access.transposed and access.buffer.place != "tile":
@@ -88,34 +103,57 @@ Value = Access | Scalar | float | Source
 
 @dataclass(frozen=True)
 class Limit:
-    """Results from ``limit`` on are padding on the last iteration of ``loop`` (1 or 2; 0: there is no padding)."""
+    """Results from ``limit`` on are padding on the last iteration of ``loop`` (1 to 3; 0: there is no padding)."""
 
     loop: int = 0
     limit: int = 0
 
 
+@dataclass(frozen=True)
+class TileWalk:
+    """The tiles of a product's operand: ``base`` walks with the output tiles (its s2, s1 and s0), ``terms`` are the
+    strides of the sum's three loops."""
+
+    base: Access
+    terms: tuple[int, int, int]
+
+
 @dataclass(eq=False)
 class MatrixStep:
-    """Sums of tile products; its rows are taken by exactly one vector step."""
+    """Sums of tile products; its rows are taken by exactly one vector step.
 
-    n1: int
-    n0: int
-    k: int
+    Args:
+        outputs: trip counts over output tiles, innermost last.
+        terms: trip counts over the products of a sum, innermost last.
+        rows: of each output tile.
+    """
+
+    outputs: tuple[int, int, int]
+    terms: tuple[int, int, int]
     rows: int
-    streamed: Access
-    stationary: Access
-    stride_k: tuple[int, int]
+    streamed: TileWalk
+    stationary: TileWalk
     layer: str
     phase: str
     text: str
     useful_macs: int
+
+    @property
+    def length(self) -> int:
+        """Products in a sum."""
+        return math.prod(self.terms)
+
+    @property
+    def products(self) -> int:
+        """Tile products."""
+        return math.prod(self.outputs) * self.length
 
 
 @dataclass(eq=False)
 class VectorStep:
     """A pass. ``matrix`` is the step whose rows it takes, if it takes any."""
 
-    loops: tuple[int, int, int]
+    loops: Counts
     a: Value
     b: Value = Source.ONE
     c: Value = Source.ZERO
@@ -135,11 +173,15 @@ class VectorStep:
     text: str = ""
     op: Literal["pass", "scalars", "seed"] = "pass"
     columns: bool = False  # each iteration of i1 is a tile of samples
+    flow: bool = False  # tiles take the rows of i1 and i0 as they come
+
+    def __post_init__(self) -> None:
+        self.loops = (1,) * (4 - len(self.loops)) + tuple(self.loops)
 
     @property
     def rows(self) -> int:
         """Iterations of the loop nest: cycles in the vector unit."""
-        return self.loops[0] * self.loops[1] * self.loops[2]
+        return math.prod(self.loops)
 
     @property
     def operands(self) -> tuple[Value, Value, Value, Value]:
@@ -155,27 +197,31 @@ class VectorStep:
         m = self.matrix
         if m is None:
             return []
-        pairs = zip((m.streamed, m.stationary), m.stride_k, strict=True)
         return [
-            region(replace(a, s2=a.s1, s1=a.s0, s0=k), (m.n1, m.n0, m.k), side) for a, k in pairs
+            reach(w.base, m.outputs + m.terms, w.base.strides[1:] + w.terms, side)
+            for w in (m.streamed, m.stationary)
         ]
 
     def rows_written(self, side: int) -> list[Region]:
         """Rows written."""
         if self.target is None:
             return []
-        n2, n1, n0 = self.loops
-        return [region(self.target, (n2, n1, min(n0, WAYS) if self.reduce else n0), side)]
+        inner = min(self.loops[3], WAYS) if self.reduce else self.loops[3]
+        return [region(self.target, (*self.loops[:3], inner), side)]
 
     def tiles_written(self, side: int) -> list[Region]:
         """Tiles written."""
-        return [] if self.tile is None else [region(self.tile, self.loops, side)]
+        if self.tile is None:
+            return []
+        n3, n2, n1, n0 = self.loops
+        inner = -(-n1 * n0 // side) if self.flow else n1
+        return [region(self.tile, (n3, n2, inner, 1), side)]
 
     def reads(self) -> set[Buffer]:
         """Buffers read, the matrix step's tiles included."""
         buffers = {v.buffer for v in self.operands if isinstance(v, Access)}
         if self.matrix is not None:
-            buffers |= {self.matrix.streamed.buffer, self.matrix.stationary.buffer}
+            buffers |= {w.base.buffer for w in (self.matrix.streamed, self.matrix.stationary)}
         return buffers
 
     def writes(self) -> set[Buffer]:
@@ -191,6 +237,9 @@ class LoadStep:
         base: name of the base register.
         groups, rows: samples (or 1), and rows of each.
         index: base register of the order of samples, or None for rows that advance with the step.
+        first: where in the step's order of samples the groups begin.
+        place: where in the buffer; group_stride (0: ``rows``) and row_stride: how groups and rows lie there.
+        octets: the rows hold bytes.
     """
 
     buffer: Buffer
@@ -200,6 +249,12 @@ class LoadStep:
     index: str | None = None
     offset: int = 0
     step_stride: int = 0
+    index_stride: int = 0
+    first: int = 0
+    place: int = 0
+    group_stride: int = 0
+    row_stride: int = 1
+    octets: bool = False
 
 
 @dataclass(eq=False)
@@ -213,6 +268,34 @@ class StoreStep:
     step_stride: int = 0
 
 
+@dataclass(eq=False)
+class TileMove:
+    """Tiles to external memory and back.
+
+    Args:
+        kind: "store": after step ``at`` has written the buffer's last tile; its place is free from step ``until`` on.
+            "load": once all steps before ``at`` are complete; step ``until`` is the first to read them.
+        row: first row in the spill area of external memory.
+        count, tiles: blocks, and tiles in each; block: rows of external memory from one to the next.
+        inside: the first tile of the buffer that moves.
+    """
+
+    buffer: Buffer
+    kind: Literal["store", "load"]
+    row: int
+    at: int
+    until: int
+    count: int
+    tiles: int
+    block: int
+    inside: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of external memory."""
+        return self.count * self.block
+
+
 @dataclass
 class StepList:
     """Everything one entry of a program does in a step."""
@@ -221,3 +304,9 @@ class StepList:
     steps: list[VectorStep] = field(default_factory=list)
     loads: list[LoadStep] = field(default_factory=list)
     stores: list[StoreStep] = field(default_factory=list)
+    moves: list[TileMove] = field(default_factory=list)
+
+    @property
+    def spill_rows(self) -> int:
+        """Rows of external memory that tiles wait in."""
+        return max((m.row + m.rows for m in self.moves), default=0)

@@ -34,16 +34,26 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Grid:
-    """A tensor's shape in tiles of side T."""
+    """A tensor's shape in tiles of side T.
+
+    Args:
+        blocks: the rows are so many equal blocks (a kernel's taps), each padded to whole tiles.
+    """
 
     rows: int
     columns: int
     side: int
+    blocks: int = 1
 
     @property
     def m(self) -> int:
         """Tiles down."""
-        return ceil_div(self.rows, self.side)
+        return self.blocks * ceil_div(self.rows // self.blocks, self.side)
+
+    @property
+    def rest(self) -> int:
+        """Rows in the last tile down, 0 when it is full. Blocks need no care: their padding stays zero by itself."""
+        return self.rows % self.side if self.blocks == 1 else 0
 
     @property
     def j(self) -> int:

@@ -9,6 +9,17 @@ class Fault(Exception): ...
 
 def field_names(unit: int) -> list[str]: ...
 def available_levels() -> list[str]: ...
+def follow(
+    load: NDArray[np.int64],
+    matrix: NDArray[np.int64],
+    vector: NDArray[np.int64],
+    store: NDArray[np.int64],
+    start: list[int],
+    stop: list[int],
+    tokens: list[list[int]],
+    steps: int,
+    clockwork: dict[str, int],
+) -> NDArray[np.int64]: ...
 
 class Native:
     def __init__(

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.emulator import _native
+from fpgrad.emulator.leaves import leaves
 from fpgrad.emulator.timing import CycleModel
 from fpgrad.errors import ExecutionError, InvalidArgumentError, ProgramError
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
-from fpgrad.isa.instructions import CLASS_OF, Unit, Vector
-from fpgrad.isa.layout import layout, values
+from fpgrad.isa.instructions import Unit, Vector
 from fpgrad.isa.program import Program
 
 #: What :meth:`EmulatorExecutor.dump` and :meth:`EmulatorExecutor.poke` know by name.
@@ -45,18 +45,6 @@ def _numbers(config: MachineConfig) -> dict[str, int]:
         "dram_rows": memory.dram_rows,
         "ways": config.vector.ways,
     }
-
-
-def _leaves(program: Program, unit: Unit) -> NDArray[np.int64]:
-    """A unit's instructions as rows of leaf values in layout order."""
-    cls = CLASS_OF[unit]
-    names = [leaf.name for leaf in layout(cls)]
-    if names != _native.field_names(int(unit)):
-        raise ProgramError(
-            f"the native module was built for another layout of {cls.__name__}; build the package again"
-        )
-    rows = [values(i) for i in program.units.get(unit, ())]
-    return np.array(rows, np.int64).reshape(len(rows), len(names))
 
 
 def _check(program: Program) -> None:
@@ -126,7 +114,7 @@ class EmulatorExecutor:
         """
         program.check_machine(self.config)
         _check(program)
-        self._native.load_program(*(_leaves(program, unit) for unit in Unit))
+        self._native.load_program(*(leaves(program, unit) for unit in Unit))
         self._program = program
         self._model = CycleModel(program)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.formats.table import TABLED
 from fpgrad.isa.config import MachineConfig
-from fpgrad.isa.instructions import CLASS_OF, Matrix, Unit, Vector
+from fpgrad.isa.instructions import CLASS_OF, Load, Matrix, Store, Transfer, Unit, Vector
 from fpgrad.isa.layout import width
 from fpgrad.isa.program import Program
 from fpgrad.report import LayerRow, MemoryUse, Needs, StepSummary
@@ -56,26 +56,48 @@ def useful_macs(program: Program, entry: str) -> int:
     return sum(note.useful_macs for note in notes)
 
 
+def dram_bytes(program: Program, entry: str) -> int:
+    """Bytes that a step moves between external memory and the chip."""
+    e, side = program.entries[entry], program.config.side
+    rows = 0
+    for unit in (Unit.LOAD, Unit.STORE):
+        for i in program.units[unit][e.start[unit] : e.stop[unit]]:
+            assert isinstance(i, Load | Store)
+            head = -(-i.rows // (4 * side)) if i.kind is Transfer.TILES else 0
+            body = i.rows * side // 4 if i.kind is Transfer.TILES else i.rows
+            rows += i.count * (head + body)
+            rows += -(-i.count // side) if isinstance(i, Load) and i.gather else 0
+    return rows * side * 4
+
+
 def memories(program: Program) -> list[MemoryUse]:
     """The machine's memories, in bits. Memories with two read ports are two copies."""
     config, m = program.config, program.config.memory
     row = config.side * config.vector.number.width
     tile = config.side**2 * config.matrix.tile.mantissa_bits + config.vector.number.exponent_bits
+    bits_of = {"vector": row, "inbox": row, "outbox": row, "mask": config.side, "tile": tile}
     spaces = {
         "vector": m.vector_rows,
         "inbox": m.inbox_rows,
         "outbox": m.outbox_rows,
+        "mask": m.mask_rows,
         "tile": m.tiles,
     }
-    copies = {"vector": 2, "inbox": 2, "outbox": 1, "tile": 2}
+    # A copy for each read port: STORE has one where it moves tiles and masks.
+    more = int(m.tile_dma)
+    copies = {"vector": 2, "inbox": 2, "outbox": 1, "mask": 2 + more, "tile": 2 + more}
     used: dict[str, int] = defaultdict(int)
     for s in program.symbols:
         used[s.space] = max(used[s.space], s.base + s.size)
     uses = []
     for space, depth in spaces.items():
-        bits = (tile if space == "tile" else row) * copies[space]
-        label = f"{space} memory" + (", two copies" if copies[space] == 2 else "")
+        if not depth:
+            continue
+        bits = bits_of[space] * copies[space]
+        label = f"{space} memory" + ("", ", two copies", ", three copies")[copies[space] - 1]
         uses.append(MemoryUse(name=label, used_bits=used[space] * bits, capacity_bits=depth * bits))
+    queue = config.matrix.queue_rows * row
+    uses.append(MemoryUse(name="finished rows", used_bits=queue, capacity_bits=queue))
     for unit in Unit:
         bits = width(CLASS_OF[unit])
         depth = getattr(config.control, unit.name.lower())
@@ -110,20 +132,34 @@ def summarise(
     entry: str = "train",
     clock_hz: float = 100e6,
     saturations: Mapping[str, int] | None = None,
+    samples: int | None = None,
 ) -> StepSummary:
     """The cost of one step of ``entry``, counted by the cycle model in the steady state of a long run.
+
+    Args:
+        samples: of the user's batch, where the compiled one is larger: the rest is padding.
 
     Raises:
         ProgramError: no such entry.
     """
     uses = memories(program)
+    compiled = program.meta["functions"][entry]["batch_size"]
+    samples = min(samples or compiled, compiled)
+    notes = [f"A batch of {samples} is computed as {compiled}: whole tiles of samples"]
+    moved = dram_bytes(program, entry) / samples
+    spill = program.meta["functions"][entry]["spill"] * program.config.side * 4
+    external = f"External memory: {moved:,.0f} bytes a sample"
+    if spill:
+        external += (
+            f"; {spill / 1024:,.1f} KiB of tiles wait there for their use in the backward pass"
+        )
     blocks, note = dsp_blocks(program.config)
     return StepSummary(
         model=model,
         machine=machine_name(program.config),
-        batch_size=program.meta["functions"][entry]["batch_size"],
+        batch_size=samples,
         cycles=cycles_per_step(program, entry),
-        useful_macs=useful_macs(program, entry),
+        useful_macs=useful_macs(program, entry) * samples // compiled,
         clock_hz=clock_hz,
         layers=tuple(layer_rows(program, entry)),
         memories=tuple(uses),
@@ -134,4 +170,5 @@ def summarise(
             dsp_note=note,
         ),
         saturations=tuple((saturations or {}).items()),
+        notes=(external, *(notes if samples < compiled else ())),
     )

@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from math import prod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from fpgrad.frontend.weights import ChannelsFirst, KernelLayout, SampleLayout
 
 if TYPE_CHECKING:
     from fpgrad.graph import Function
+
+
+MAP_OPS = frozenset({"conv", "unfold", "pool", "flatten", "unflatten"})
+"""Ops whose operand or result is a feature map, without which there is none."""
 
 
 class TargetKind(Enum):
@@ -40,15 +46,24 @@ class Normaliser(Enum):
 
 @dataclass(frozen=True)
 class InputBinding:
-    """One of the model's inputs: ``name`` is the graph input's, ``shape`` one sample's."""
+    """One of the model's inputs: ``name`` is the graph input's, ``shape`` one sample's.
+
+    ``order`` is that of a sample's numbers when the user has channels first.
+    """
 
     name: str
     shape: tuple[int, ...]
+    order: ChannelsFirst | None = None
 
     @property
     def features(self) -> int:
         """Numbers in one sample."""
-        return prod(self.shape)
+        return self.layout.features
+
+    @property
+    def layout(self) -> SampleLayout:
+        """How samples become rows."""
+        return SampleLayout(self.shape, self.order)
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class TargetBinding:
     """The target of the loss.
 
     ``shape`` is one sample's target (without the class axis for class indices); ``bounds`` are the
-    least and greatest values that have a meaning, or None.
+    least and greatest values that have a meaning, or None. ``order`` is the model's output's.
     """
 
     kind: TargetKind
@@ -64,16 +79,27 @@ class TargetBinding:
     classes: int = 0
     bounds: tuple[float, float] | None = None
     name: str = "y"
+    order: ChannelsFirst | None = None
+
+    @property
+    def layout(self) -> SampleLayout:
+        """How samples' targets become rows, those of values."""
+        return SampleLayout(self.shape, self.order)
 
 
 @dataclass(frozen=True)
 class VariableBinding:
-    """One of the user's variables and the graph state that holds it, shape (rows, cols)."""
+    """One of the user's variables and the graph state that holds it, laid out as ``layout`` says."""
 
     state: str
     variable: Any = field(repr=False)
-    shape: tuple[int, int]
+    layout: KernelLayout
     trainable: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the state."""
+        return self.layout.state
 
 
 @dataclass(frozen=True)
@@ -162,8 +188,8 @@ class Lowered:
     """A user's model for one batch size.
 
     ``forward`` is the model as a graph of stage "forward" with one output, "predictions", of shape
-    (N, K); ``output_shape`` is the shape of one sample's. ``training`` is None if the model was
-    lowered for inference only.
+    (N, K); ``output_shape`` is the shape of one sample's and ``output_order`` the order of its
+    numbers. ``training`` is None if the model was lowered for inference only.
     """
 
     model_name: str
@@ -173,3 +199,14 @@ class Lowered:
     output_shape: tuple[int, ...]
     variables: tuple[VariableBinding, ...]
     training: Training | None
+    output_order: ChannelsFirst | None = None
+
+    @property
+    def output_layout(self) -> SampleLayout:
+        """How rows of the output become samples."""
+        return SampleLayout(self.output_shape, self.output_order)
+
+    @cached_property
+    def has_maps(self) -> bool:
+        """Whether there are feature maps: then the batch must be a multiple of the tile side."""
+        return any(node.op in MAP_OPS for node in self.forward.nodes())

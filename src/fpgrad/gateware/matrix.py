@@ -65,11 +65,6 @@ def drain_latency(side: int) -> int:
     )
 
 
-def default_acc_rows(side: int) -> int:
-    """Rows of the queue of finished rows: enough for sums of one product at one row a cycle."""
-    return max(32, 4 * side)
-
-
 class MatrixUnit(wiring.Component):
     """Executes matrix instructions on tile memory; finished rows leave as a stream.
 
@@ -104,7 +99,7 @@ class MatrixUnit(wiring.Component):
 
     def __init__(self, config: MachineConfig, *, acc_rows: int | None = None) -> None:
         self.config = config
-        self.acc_rows = default_acc_rows(config.side) if acc_rows is None else acc_rows
+        self.acc_rows = config.matrix.queue_rows if acc_rows is None else acc_rows
         side, tiles, number = config.side, config.memory.tiles, config.vector.number
         if self.acc_rows < side:
             raise ConfigError(f"acc_rows must be at least the tile side {side}, not {acc_rows}")

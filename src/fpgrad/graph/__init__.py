@@ -6,9 +6,11 @@
 from fpgrad.graph import builder
 from fpgrad.graph.evaluate import evaluate, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
-from fpgrad.graph.ops import OPS, OpRecord
+from fpgrad.graph.ops import OPS
+from fpgrad.graph.record import OpRecord
 from fpgrad.graph.text import parse_function, print_function
 from fpgrad.graph.verify import STAGES, describe, verify
+from fpgrad.graph.window import Window, Windows
 
 __all__ = [
     "INPUT_KINDS",
@@ -19,6 +21,8 @@ __all__ = [
     "Node",
     "OpRecord",
     "Shape",
+    "Window",
+    "Windows",
     "builder",
     "describe",
     "evaluate",

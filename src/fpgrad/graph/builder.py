@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Node, Shape
-from fpgrad.graph.ops import LEAF_ATTRS, OPS
+from fpgrad.graph.ops import OPS
+from fpgrad.graph.window import Windows
 
 Operand = Node | float | int
 
@@ -69,19 +71,19 @@ def _check_shape(what: str, name: str, shape: Shape) -> Shape:
     return int(shape[0]), int(shape[1])
 
 
-def input_(name: str, shape: Shape, kind: str = "batch") -> Node:
+def input_(name: str, shape: Shape, kind: str = "batch", octets: bool = False) -> Node:
     """An input of the step; `kind` is one of INPUT_KINDS."""
     if kind not in INPUT_KINDS:
         raise GraphError(f"kind of input {name!r} must be one of {INPUT_KINDS}, not {kind!r}")
     shape = _check_shape("input", name, shape)
     if (kind == "column" and shape[1] != 1) or (kind in ("scalar", "seed") and shape != (1, 1)):
         raise GraphError(f"shape of {kind} input {name!r} cannot be {shape}")
-    return Node("input", (), {"kind": kind}, shape, name)
+    return Node("input", (), {"kind": kind, "octets": octets}, shape, name)
 
 
-def batch_input(name: str, shape: Shape) -> Node:
-    """(N, F) data, one row a sample."""
-    return input_(name, shape, "batch")
+def batch_input(name: str, shape: Shape, octets: bool = False) -> Node:
+    """(N, F) data, one row a sample; octets: whole numbers of 0 to 255, which may come as bytes."""
+    return input_(name, shape, "batch", octets)
 
 
 def column_input(name: str, rows: int) -> Node:
@@ -99,12 +101,22 @@ def seed_input(name: str = "seed") -> Node:
     return input_(name, (1, 1), "seed")
 
 
-def state(name: str, shape: Shape, trainable: bool = False, role: str = "parameter") -> Node:
-    """A tensor that persists between steps; `role` is one of STATE_ROLES."""
+def state(
+    name: str, shape: Shape, trainable: bool = False, role: str = "parameter", blocks: int = 1
+) -> Node:
+    """A tensor that persists between steps; `role` is one of STATE_ROLES.
+
+    blocks: its rows are that many equal blocks (the taps of a kernel), each laid out by itself.
+    """
     if role not in STATE_ROLES:
         raise GraphError(f"role of state {name!r} must be one of {STATE_ROLES}, not {role!r}")
     shape = _check_shape("state", name, shape)
-    return Node("state", (), {"role": role, "trainable": bool(trainable)}, shape, name)
+    if blocks < 1 or shape[0] % blocks:
+        raise GraphError(
+            f"blocks of state {name!r} must divide its {shape[0]} rows, not {blocks!r}"
+        )
+    attrs = {"role": role, "trainable": bool(trainable), "blocks": int(blocks)}
+    return Node("state", (), attrs, shape, name)
 
 
 def const(value: ArrayLike, name: str = "") -> Node:
@@ -119,11 +131,6 @@ def const(value: ArrayLike, name: str = "") -> Node:
 def iota(cols: int, name: str = "") -> Node:
     """The constant row 0, 1, ..., cols-1."""
     return const(np.arange(cols), name)
-
-
-def leaf_attributes(op: str) -> tuple[str, ...] | None:
-    """Attribute names of a leaf kind, None when `op` is not a leaf."""
-    return LEAF_ATTRS.get(op)
 
 
 # Machine ops
@@ -254,6 +261,70 @@ def uniform(seed: Node, shape: Shape, stream: int, name: str = "") -> Node:
     return make("uniform", (seed,), name, shape=_check_shape("uniform", name, shape), stream=stream)
 
 
+# Machine ops on feature maps (see fpgrad.graph.maps)
+
+
+def conv(
+    x: Operand,
+    w: Operand,
+    windows: Windows,
+    transposed_weights: bool = False,
+    groups: int = 1,
+    name: str = "",
+) -> Node:
+    """Convolution of a map (Pin*N, Cin) with a kernel (taps*Cin, Cout), giving (Pout*N, Cout).
+
+    With transposed_weights the kernel is (taps*Cout, Cin) and each tap's block used transposed.
+    With groups the kernel is zero outside the blocks of `group_mask`.
+    """
+    attrs = {"windows": windows, "transposed_weights": transposed_weights, "groups": groups}
+    return make("conv", (x, w), name, **attrs)
+
+
+def conv_weight(x: Operand, dy: Operand, windows: Windows, groups: int = 1, name: str = "") -> Node:
+    """Gradient (taps*Cin, Cout) of a kernel, from map and cotangent of the result.
+
+    With groups, what lies outside the blocks of `group_mask` must not be used.
+    """
+    return make("conv_weight", (x, dy), name, windows=windows, groups=groups)
+
+
+def unfold(x: Operand, windows: Windows, channels: int, name: str = "") -> Node:
+    """The windows of a batch input (N, H*W*C) in HWC order, as a map (Pout*N, taps*C)."""
+    return make("unfold", (x,), name, windows=windows, channels=channels)
+
+
+def pool(x: Operand, windows: Windows, kind: str, name: str = "") -> Node:
+    """Sum or maximum (`kind` "sum", "max") over the taps that are not padding; 0 if all are."""
+    return make("pool", (x,), name, windows=windows, kind=kind)
+
+
+def average_pool(x: Operand, windows: Windows, name: str = "") -> Node:
+    """Mean over the taps that are not padding; 0 if all are."""
+    counts = np.maximum(tap_counts(windows), 1)
+    total = pool(x, windows, "sum", name)
+    if np.all(counts == counts[0]):
+        return mul(total, 1.0 / float(counts[0]), name)
+    # Expensive, a number a row, but only where 'same' padding cuts windows at the edges.
+    column = np.repeat(1.0 / counts, total.shape[0] // counts.size)[:, None]
+    return mul(total, const(column, name), name)
+
+
+def pool_max_grad(x: Operand, y: Operand, dy: Operand, windows: Windows, name: str = "") -> Node:
+    """Gradient of a maximum y over the windows of x: dy where x equals it."""
+    return make("pool_max_grad", (x, y, dy), name, windows=windows)
+
+
+def flatten(x: Operand, positions: int, name: str = "") -> Node:
+    """A map (P*N, C) as rows (N, P*C), columns in the order p*C + c."""
+    return make("flatten", (x,), name, positions=positions)
+
+
+def unflatten(x: Operand, positions: int, name: str = "") -> Node:
+    """Rows (N, P*C) as a map (P*N, C)."""
+    return make("unflatten", (x,), name, positions=positions)
+
+
 # Composite ops
 
 
@@ -294,9 +365,18 @@ def gelu(x: Operand, approximate: bool = False, name: str = "") -> Node:
 
 def dropout(x: Operand, rate: float, name: str = "") -> Node:
     """Inverted dropout in training, x otherwise; 0 <= rate < 1."""
+    return make("dropout", (x,), name, rate=_rate(rate, name))
+
+
+def spatial_dropout(x: Operand, rate: float, positions: int, name: str = "") -> Node:
+    """Dropout of whole channels of a map (positions*N, C), sample by sample."""
+    return make("spatial_dropout", (x,), name, rate=_rate(rate, name), positions=positions)
+
+
+def _rate(rate: float, name: str) -> float:
     if not 0.0 <= rate < 1.0:
         raise GraphError(f"rate of dropout {name!r} must be in [0, 1), not {rate!r}")
-    return make("dropout", (x,), name, rate=float(rate))
+    return float(rate)
 
 
 def batch_norm(

@@ -2,24 +2,21 @@
 
 The evaluation here is the definition that gradients, decompositions and (within their formats'
 error) the compiled programs are checked against. `machine` marks the ops code generation accepts;
-the others are rewritten into those by `fpgrad.transform.decompose`.
+the others are rewritten into those by `fpgrad.transform.decompose`. The records of the ops on feature
+maps are in `maps`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.maps import MAP_RECORDS
 from fpgrad.graph.node import Shape
-
-Array = NDArray[np.float64]
-Attrs = Mapping[str, Any]
+from fpgrad.graph.record import Array, Attrs, OpRecord
 
 # Values at the singular points, where the machine saturates: those of its default float (8 exponent
 # and 15 mantissa bits).
@@ -27,25 +24,6 @@ LARGEST = (2.0 - 2.0**-15) * 2.0**127
 LOG2_AT_ZERO = -127.0
 
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
-
-
-@dataclass(frozen=True)
-class OpRecord:
-    """What an op is.
-
-    arity: number of operands, None for one or more. attrs: names of its attributes, all required.
-    shape: operand shapes and attributes to result shape; raises GraphError. evaluate: float64
-    operands and attributes to the float64 result. elementwise: broadcasts its operands.
-    """
-
-    name: str
-    arity: int | None
-    shape: Callable[[Sequence[Shape], Attrs], Shape]
-    evaluate: Callable[[Sequence[Array], Attrs], Array]
-    attrs: tuple[str, ...] = ()
-    machine: bool = False
-    commutative: bool = False
-    elementwise: bool = False
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
@@ -121,6 +99,15 @@ def _same(shapes: Sequence[Shape], _: Attrs) -> Shape:
     return shapes[0]
 
 
+def _spatial(shapes: Sequence[Shape], attrs: Attrs) -> Shape:
+    if shapes[0][0] % attrs["positions"]:
+        raise GraphError(
+            f"rows of the map must be a multiple of its {attrs['positions']} positions,"
+            f" not {shapes[0][0]}"
+        )
+    return shapes[0]
+
+
 def _row_parameters(shapes: Sequence[Shape], _: Attrs) -> Shape:
     rows, cols = shapes[0]
     for shape in shapes[1:]:
@@ -137,10 +124,14 @@ def _loss_shape(shapes: Sequence[Shape], _: Attrs) -> Shape:
 
 def _standardise_shape(shapes: Sequence[Shape], attrs: Attrs) -> Shape:
     rows, cols = shapes[0]
-    allowed = ((rows, 1), (1, 1)) if attrs["axis"] == 0 else ((1, cols), (1, 1))
-    if shapes[1] not in allowed:
+    if attrs["axis"] == 0:
+        # One weight a row, or one a sample of a map, the same at each position.
+        allowed, fits = (rows, 1), shapes[1][1] == 1 and rows % shapes[1][0] == 0
+    else:
+        allowed, fits = (1, cols), shapes[1] in ((1, cols), (1, 1))
+    if not fits:
         raise GraphError(
-            f"weights of standardise along axis {attrs['axis']} must be {allowed[0]} or (1, 1),"
+            f"weights of standardise along axis {attrs['axis']} must be {allowed} or (1, 1),"
             f" not {shapes[1]}"
         )
     return rows, cols
@@ -185,7 +176,12 @@ def _gelu(x: Array, approximate: bool) -> Array:
 
 
 def standardise(x: Array, weights: Array, axis: int, epsilon: float) -> Array:
-    """(x - mean)/sqrt(variance + epsilon), moments weighted along `axis`; weights sum to 1."""
+    """(x - mean)/sqrt(variance + epsilon), moments weighted along `axis`; weights sum to 1.
+
+    Weights (N, 1) of a map (P*N, C) count at each of its positions.
+    """
+    if axis == 0:
+        weights = np.tile(weights, (x.shape[0] // weights.shape[0], 1))
     weights = np.broadcast_to(weights, x.shape)
     centred = x - (x * weights).sum(axis=axis, keepdims=True)
     return centred / np.sqrt((centred**2 * weights).sum(axis=axis, keepdims=True) + epsilon)
@@ -231,7 +227,7 @@ def _reduce(name: str, function: Callable[..., Array]) -> OpRecord:
 
 
 _RECORDS = (
-    OpRecord("matmul", 2, _matmul_shape, _matmul, attrs=("ta", "tb"), machine=True),
+    OpRecord("matmul", 2, _matmul_shape, _matmul, attrs=("ta", "tb"), machine=True, product=True),
     # To block floating point; in float64 evaluation the identity.
     OpRecord("quantise", 1, _same, lambda x, _: x[0], machine=True),
     _binary("add", np.add, commutative=True),
@@ -373,13 +369,15 @@ _RECORDS = (
     ),
     # Identity at inference; fpgrad.transform.modes puts the mask in for training.
     OpRecord("dropout", 1, _same, lambda x, _: x[0], attrs=("rate",)),
+    # The same for a map, all positions of a sample's channel dropped or kept together.
+    OpRecord("spatial_dropout", 1, _spatial, lambda x, _: x[0], attrs=("rate", "positions")),
 )
 
-OPS: Mapping[str, OpRecord] = {record.name: record for record in _RECORDS}
+OPS: Mapping[str, OpRecord] = {record.name: record for record in (*_RECORDS, *MAP_RECORDS)}
 """Every op by name. The leaves `input`, `state` and `const` are not ops: they compute nothing."""
 
 LEAF_ATTRS: Mapping[str, tuple[str, ...]] = {
-    "input": ("kind",),
-    "state": ("role", "trainable"),
+    "input": ("kind", "octets"),
+    "state": ("role", "trainable", "blocks"),
     "const": ("value",),
 }

@@ -9,7 +9,8 @@ Golden tests compare it, people read it between passes, and a bug report can car
       output "dense" %2
     }
 
-Attributes are JSON; a constant whose elements are all equal prints its value once.
+Attributes are JSON; a constant whose elements are all equal prints its value once, windows print as
+`"28->14 taps 3 stride 2 pad 1"`, and a state of one block does not mention it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from fpgrad.errors import GraphTextError
+from fpgrad.errors import GraphError, GraphTextError
 from fpgrad.graph.node import Function, Node, Shape
+from fpgrad.graph.window import Window
 
 _NODE = re.compile(
     r"%(?P<id>\d+) = (?P<op>\w+)(?: (?P<inputs>%\d+(?:, %\d+)*))?(?: (?P<attrs>\{.*\}))?"
@@ -81,7 +83,7 @@ def parse_function(text: str) -> Function:
                 nodes[int(match["id"])] = _parse_node(match, nodes)
         except KeyError as error:
             raise GraphTextError(f"line {number}: %{error} is not defined before") from None
-        except (ValueError, TypeError) as error:
+        except (GraphError, ValueError, TypeError) as error:
             raise GraphTextError(f"line {number}: {error}: {line!r}") from None
     if name is None or not closed:
         raise GraphTextError('text must be one function "name" { ... } with its closing brace')
@@ -110,6 +112,12 @@ def _print_attrs(node: Node) -> str:
         # Compared as bits, so that -0.0 survives.
         same = bool(np.all(node.value.view(np.uint64) == node.value.view(np.uint64).flat[0]))
         attrs["value"] = first if same else node.value.tolist()
+    if "windows" in attrs:
+        attrs["windows"] = [str(window) for window in attrs["windows"]]
+    if node.op == "state" and attrs.get("blocks") == 1:
+        del attrs["blocks"]
+    if node.op == "input" and not attrs.get("octets"):
+        attrs.pop("octets", None)
     return json.dumps(attrs)
 
 
@@ -120,7 +128,13 @@ def _parse_node(match: Mapping[str, Any], nodes: Mapping[int, Node]) -> Node:
         value = np.array(np.broadcast_to(np.asarray(attrs["value"], dtype=np.float64), shape))
         value.setflags(write=False)
         attrs["value"] = value
+    elif match["op"] == "state":
+        attrs.setdefault("blocks", 1)
+    elif match["op"] == "input":
+        attrs.setdefault("octets", False)
     elif "shape" in attrs:
         attrs["shape"] = tuple(attrs["shape"])
+    elif "windows" in attrs:
+        attrs["windows"] = tuple(map(Window.parse, attrs["windows"]))
     ids = [int(x.strip()[1:]) for x in match["inputs"].split(",")] if match["inputs"] else []
     return Node(match["op"], tuple(nodes[i] for i in ids), attrs, shape, json.loads(match["name"]))

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from fpgrad.errors import GraphError, GraphVerifyError
 from fpgrad.graph.node import Function, Node
 from fpgrad.graph.ops import LEAF_ATTRS, OPS
+from fpgrad.graph.window import taps
 
 STAGES = ("forward", "training", "machine", "quantised")
 """In order: a front end's model; with modes expanded and updates; machine ops only; with operands
 of products quantised. Each stage keeps the rules of those before it, except that only `forward`
-may hold dropout and batch_norm."""
+may hold dropouts and batch_norm."""
 
-MODE_OPS = ("dropout", "batch_norm")
+MODE_OPS = ("dropout", "spatial_dropout", "batch_norm")
 """Ops whose meaning depends on training or inference; resolved before stage `training`."""
 
 
@@ -93,6 +94,10 @@ def _check_node(node: Node, problems: list[str]) -> None:
     if node.is_leaf:
         if node.op == "const" and node.value.shape != node.shape:
             problems.append(f"{describe(node)} holds a value of shape {node.value.shape}")
+        if node.op == "state":
+            blocks = node.attrs["blocks"]
+            if blocks < 1 or node.shape[0] % blocks:
+                problems.append(f"{describe(node)} must have rows of equal blocks, not {blocks}")
         return
     try:
         shape = OPS[node.op].shape([x.shape for x in node.inputs], node.attrs)
@@ -104,6 +109,24 @@ def _check_node(node: Node, problems: list[str]) -> None:
     seeds = [x for x in node.inputs if x.attrs.get("kind") == "seed"]
     if (node.op == "uniform") != bool(seeds):
         problems.append(f"{describe(node)}: a seed feeds uniform, and nothing else does")
+    if node.op == "unfold" and node.inputs[0].attrs.get("kind") != "batch":
+        problems.append(
+            f"{describe(node)}: only batch inputs unfold, not {describe(node.inputs[0])}"
+        )
+    if OPS[node.op].product:
+        _check_blocks(node, problems)
+
+
+def _check_blocks(node: Node, problems: list[str]) -> None:
+    """The layout of a kernel is that of its product: a block for each tap, or one."""
+    for i, operand in enumerate(node.inputs):
+        leaf = operand.inputs[0] if operand.op == "quantise" else operand
+        wanted = taps(node.attrs["windows"]) if node.op == "conv" and i == 1 else 1
+        if leaf.op == "state" and leaf.attrs.get("blocks") != wanted:
+            problems.append(
+                f"{describe(node)}: blocks of {describe(leaf)} must be {wanted},"
+                f" not {leaf.attrs.get('blocks')}"
+            )
 
 
 def _check_stage(node: Node, stage: str, problems: list[str]) -> None:
@@ -118,7 +141,7 @@ def _check_stage(node: Node, stage: str, problems: list[str]) -> None:
             f"{describe(node)}: operands of products, and only those, are quantised,"
             f" not {describe(operand)}"
             for operand in node.inputs
-            if (node.op == "matmul") != (operand.op == "quantise")
+            if OPS[node.op].product != (operand.op == "quantise")
         )
     elif node.op == "quantise":
         problems.append(f"{describe(node)} appears before stage quantised")

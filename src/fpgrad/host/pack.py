@@ -55,15 +55,20 @@ def state_rows(
     elif info["kind"] == "vector":
         out.reshape(-1)[: v.size] = v.reshape(-1)
     else:
-        m, j = -(-rows // side), -(-columns // side)
-        padded = np.zeros((m * side, j * side), np.float32)
-        padded[:rows, :columns] = v
+        blocks = info.get("blocks", 1)
+        m, j = blocks * -(-(rows // blocks) // side), -(-columns // side)
+        padded = np.zeros((blocks, m // blocks * side, j * side), np.float32)
+        padded[:, : rows // blocks, :columns] = v.reshape(blocks, -1, columns)
         out[:] = padded.reshape(m, side, j, side).transpose(0, 2, 1, 3).reshape(-1, side)
     return out
 
 
 def tensor(
-    rows: NDArray[np.float32], shape: tuple[int, int], kind: str, transposed: bool
+    rows: NDArray[np.float32],
+    shape: tuple[int, int],
+    kind: str,
+    transposed: bool,
+    blocks: int = 1,
 ) -> NDArray[np.float32]:
     """A tensor from its rows (..., rows, T): the inverse of :func:`state_rows`, transposed tiles included.
 
@@ -76,12 +81,32 @@ def tensor(
         return rows[..., :1, :1].reshape(*lead, 1, 1).copy()
     if kind == "vector":
         return rows.reshape(*lead, -1)[..., : r * c].reshape(*lead, r, c)
-    m, j = -(-r // side), -(-c // side)
+    m, j = blocks * -(-(r // blocks) // side), -(-c // side)
     tiles = rows.reshape(*lead, m, j, side, side)
     if transposed:
         tiles = tiles.swapaxes(-1, -2)
-    full = np.moveaxis(tiles, -2, -3).reshape(*lead, m * side, j * side)
-    return full[..., :r, :c]
+    full = np.moveaxis(tiles, -2, -3).reshape(*lead, blocks, m // blocks * side, j * side)
+    return full[..., : r // blocks, :c].reshape(*lead, r, c)
+
+
+def sample_octets(values: NDArray[np.uint8], side: int) -> NDArray[np.uint32]:
+    """A data set of bytes (n, F) as words (n+1, ceil(F/4T), T): padded features, and a sample of zeros at the end."""
+    n, features = values.shape
+    out = np.zeros((n + 1, -(-features // (4 * side)) * 4 * side), np.uint8)
+    out[:n, :features] = values
+    return out.view("<u4").reshape(n + 1, -1, side)
+
+
+def bordered(values: NDArray, image: Mapping[str, int]) -> NDArray:
+    """Images (n, H*W*C) with a border of zeros, flat again.
+
+    Args:
+        image: height, width and channels, and the border's top, bottom, left and right.
+    """
+    shape = image["height"], image["width"], image["channels"]
+    border = ((image["top"], image["bottom"]), (image["left"], image["right"]))
+    whole = np.pad(values.reshape(-1, *shape), ((0, 0), *border, (0, 0)))
+    return whole.reshape(len(values), -1)
 
 
 def sample_rows(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -123,7 +123,9 @@ class Session:
         out: dict[str, NDArray[np.float32]] = {}
         for name, info in infos.items():
             rows = self._image[info["base"] : info["base"] + info["rows"]]
-            out[name] = pack.tensor(rows, tuple(info["shape"]), info["kind"], False).copy()
+            out[name] = pack.tensor(
+                rows, tuple(info["shape"]), info["kind"], False, info["blocks"]
+            ).copy()
         return out
 
     def _state(self, name: str) -> Mapping[str, Any]:
@@ -152,12 +154,13 @@ class Session:
 
         Args:
             inputs: by input name, (n, F) for batch inputs, (n,) or (n, 1) for per-sample columns. Columns that are
-                not given are zero for every sample.
+                not given are zero for every sample. Bytes stay bytes where the program takes them.
 
         Raises:
+            DataError: an input of bytes holds other numbers than 0 to 255.
             DataShapeError: arrays of different length or width. InvalidArgumentError: unknown names.
         """
-        arrays = {k: np.asarray(v, np.float32) for k, v in inputs.items()}
+        arrays = {k: _numbers(v) for k, v in inputs.items()}
         lengths = {k: len(v) for k, v in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1:
             raise DataShapeError(f"inputs must have the same number of samples, not {lengths}")
@@ -167,7 +170,7 @@ class Session:
         for function in self.meta["functions"].values():
             for info in function["inputs"]:
                 known.add(info["name"])
-                self._upload_batch(data, info["name"], info["columns"], arrays)
+                self._upload_batch(data, info, arrays)
             for group, names in enumerate(function["columns"]):
                 known.update(names)
                 self._upload_columns(data, f"columns {group}", names, arrays)
@@ -184,8 +187,9 @@ class Session:
         data.rows.clear()
 
     def _upload_batch(
-        self, data: Dataset, name: str, columns: int, arrays: Mapping[str, NDArray]
+        self, data: Dataset, info: Mapping[str, Any], arrays: Mapping[str, NDArray]
     ) -> None:
+        name, columns = info["name"], info["columns"]
         if name in data.rows or name not in arrays:
             return
         array = arrays[name].reshape(data.samples, -1)
@@ -193,6 +197,13 @@ class Session:
             raise DataShapeError(
                 f"{name} must have {columns} features a sample, not {array.shape[1]}"
             )
+        if "image" in info:
+            array = pack.bordered(array, info["image"])
+        if info.get("octets"):
+            words = pack.sample_octets(_octets(name, array), self.side)
+            data.rows[name] = self._memory.reserve(words.shape[0] * words.shape[1])
+            self.executor.write(data.rows[name], words.reshape(-1, self.side))
+            return
         rows = pack.sample_rows(array, self.side)
         data.rows[name] = self._memory.reserve(rows.shape[0] * rows.shape[1])
         self._write(data.rows[name], rows)
@@ -350,6 +361,8 @@ class Session:
                 rows[:, lane] = np.asarray(scalars[name], np.float64)
             bases["scalars"] = self._space("scalars", steps)
             self._write(bases["scalars"], rows)
+        if info["spill"]:
+            bases["spill"] = self._space("spill", info["spill"])
         if info["seed"]:
             if seeds is None:
                 raise InvalidArgumentError("seeds must be given: the model draws random numbers")
@@ -373,3 +386,19 @@ class Session:
 def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
     """Words for the generators of each lane, (steps, lanes), from one seed a step."""
     return (splitmix64(seeds, np.arange(1, lanes + 1)) >> np.uint64(32)).astype(np.uint32)
+
+
+def _numbers(values: ArrayLike) -> NDArray:
+    """As float32, or as the bytes that they are."""
+    array = np.asarray(values)
+    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
+
+
+def _octets(name: str, values: NDArray) -> NDArray[np.uint8]:
+    """Whole numbers from 0 to 255 as bytes."""
+    if values.dtype == np.uint8:
+        return values
+    octets = np.clip(values, 0, 255).astype(np.uint8)
+    if not np.array_equal(octets, values):
+        raise DataError(f"{name} must hold whole numbers from 0 to 255: the model takes bytes")
+    return octets

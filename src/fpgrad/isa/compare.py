@@ -89,7 +89,7 @@ def _symbol(program: Program, name: str, index: tuple[int, ...]) -> str:
 
 
 def _element(symbol: Symbol, index: tuple[int, ...], side: int) -> str:
-    at = index[0] - symbol.base
+    at = index[0] - symbol.base + symbol.first
     if symbol.space == "tile":
         if len(index) == 1:
             return symbol.name

@@ -25,10 +25,21 @@ from fpgrad.formats.table import TABLED
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """Matrix unit: ``tile.side**2`` MAC lanes."""
+    """Matrix unit: ``tile.side**2`` MAC lanes.
+
+    Args:
+        queue: finished rows that can wait for the vector unit, a power of two; 0: enough for small models. The
+            deeper it is, the longer the vector unit can be busy otherwise while the array goes on.
+    """
 
     tile: TileFormat = TileFormat()
     accumulator: AccumulatorFormat = AccumulatorFormat()
+    queue: int = 0
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows of the queue between matrix and vector unit."""
+        return self.queue or max(32, 4 * self.tile.side)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,12 @@ class MachineConfig:
                 raise ConfigError(
                     f"memory.{name} must be a positive multiple of the tile side {t}, not {rows}"
                 )
+        if self.matrix.queue and (
+            self.matrix.queue < t or self.matrix.queue & (self.matrix.queue - 1)
+        ):
+            raise ConfigError(
+                f"matrix.queue must be 0 or a power of two from the tile side {t} on, not {self.matrix.queue}"
+            )
         if m.mask_rows < 0 or m.mask_rows % t:
             raise ConfigError(
                 f"memory.mask_rows must be 0 or a multiple of the tile side {t}, not {m.mask_rows}"

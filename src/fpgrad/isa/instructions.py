@@ -19,6 +19,7 @@ TILE_BITS = 16
 COUNT_BITS = 16
 DRAM_BITS = 28
 CODE_BITS = 32
+TOKEN_BITS = 4
 
 
 class Unit(IntEnum):
@@ -78,10 +79,10 @@ class VectorOp(IntEnum):
 class Tokens:
     """A count for each unit: tokens to take from its channel to us, or to put into ours to it."""
 
-    load: int = bits(4)
-    matrix: int = bits(4)
-    vector: int = bits(4)
-    store: int = bits(4)
+    load: int = bits(TOKEN_BITS)
+    matrix: int = bits(TOKEN_BITS)
+    vector: int = bits(TOKEN_BITS)
+    store: int = bits(TOKEN_BITS)
 
 
 @dataclass(frozen=True)

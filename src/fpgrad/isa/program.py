@@ -30,7 +30,7 @@ class Symbol:
         kind: how elements lie: "tiles" (row-major tiles of T rows), "row" (1, F: T elements a row),
             "column" (N, 1: T samples a row).
         transposed: each tile holds its transpose.
-        owner: what part of the model it belongs to, in the user's words.
+        first: which row (tile) of the tensor lies at ``base``, where only a piece of it does.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Symbol:
     columns: int
     kind: str = "tiles"
     transposed: bool = False
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class Layout:
     ) -> dict[str, np.ndarray]:
         """Returns the graph inputs for ``n`` samples: name to float32 array of shape (n, F).
 
+        Bytes (uint8) of the model's inputs stay bytes.
+
         Raises:
             DataShapeError: if an array's shape does not fit the model, or the numbers of samples
                 differ.
@@ -124,8 +126,10 @@ def _features(binding: InputBinding, array: np.ndarray) -> np.ndarray:
             f"x for input {binding.name!r} must have shape {_shape_text(wanted)}, "
             f"not {_shape_text(array.shape)}"
         )
-    flat = _numbers(array, f"x for input {binding.name!r}").reshape(len(array), binding.features)
-    return _finite(flat, f"x for input {binding.name!r}")
+    name = f"x for input {binding.name!r}"
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(binding.layout.pack(array))
+    return _finite(np.ascontiguousarray(binding.layout.pack(_numbers(array, name))), name)
 
 
 def _target(binding: TargetBinding, array: np.ndarray) -> np.ndarray:
@@ -141,7 +145,7 @@ def _target(binding: TargetBinding, array: np.ndarray) -> np.ndarray:
         raise DataShapeError(
             f"y must have shape {_shape_text(wanted)}, not {_shape_text(array.shape)}{hint}"
         )
-    flat = _numbers(array, "y").reshape(len(array), -1)
+    flat = binding.layout.pack(_numbers(array, "y"))
     _finite(flat, "y")
     if binding.bounds is not None and flat.size:
         low, high = binding.bounds

@@ -18,6 +18,7 @@ from keras.optimizers import schedules
 
 from fpgrad.frontend.keras import lower
 from fpgrad.frontend.lowered import Lowered
+from fpgrad.frontend.weights import KernelLayout
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
 from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
@@ -49,7 +50,7 @@ class _Link:
 
     state: str
     variable: Any
-    shape: tuple[int, int]
+    layout: KernelLayout
     scale: float = 1.0
 
 
@@ -101,11 +102,15 @@ class Trial:
 
 
 class Device:
-    """Compiles a Keras model on demand, runs steps, and moves variables."""
+    """Compiles a Keras model on demand, runs steps, and moves variables.
 
-    def __init__(self, model: Any, open_session: OpenSession) -> None:
+    ``side`` is that of the machine's tiles.
+    """
+
+    def __init__(self, model: Any, open_session: OpenSession, side: int) -> None:
         self.model = model
         self._open_session = open_session
+        self._side = side
         self._descriptions: dict[bool, Lowered] = {}
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
@@ -126,7 +131,7 @@ class Device:
             exact: whether a larger machine than needed is refused, because padding costs cycles.
         """
         self._forget_if_changed()
-        batch_size = max(batch_size, SMALLEST_BATCH)
+        batch_size = self._rows(batch_size, training)
         found = self._find(batch_size, training, exact)
         if found is None:
             lowered = self._settled(lower(self.model, batch_size, training=training))
@@ -149,6 +154,16 @@ class Device:
             self._descriptions[training] = self._settled(lowered)
         return self._descriptions[training]
 
+    def _rows(self, batch_size: int, training: bool) -> int:
+        """Samples in the compiled batch that holds ``batch_size``; what is too many is padding.
+
+        A tile of a feature map holds samples of one position, so that a batch fills whole tiles.
+        """
+        rows = max(batch_size, SMALLEST_BATCH)
+        if self.description(training=training).has_maps:
+            rows = -(-rows // self._side) * self._side
+        return rows
+
     def _settled(self, lowered: Lowered) -> Lowered:
         if lowered.training is None:
             return lowered
@@ -164,7 +179,7 @@ class Device:
 
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, without compiling them."""
-        rows = max(batch_size, SMALLEST_BATCH)
+        rows = self._rows(batch_size, training)
         return build_steps(self._settled(lower(self.model, rows, training=training)))
 
     @property
@@ -224,7 +239,7 @@ class Device:
         scalars.update(_optimizer_scalars(built, optimizer, first, steps))
         read = {node.name for function in built.functions.values() for node in function.inputs}
         samples = random_samples(lowered, steps * batch_size, seed)
-        order = np.full((steps, max(batch_size, SMALLEST_BATCH)), -1)
+        order = np.full((steps, self._rows(batch_size, training=True)), -1)
         order[:, :batch_size] = np.arange(steps * batch_size).reshape(steps, batch_size)
         return Trial(
             data={name: array for name, array in samples.items() if name in read},
@@ -257,12 +272,12 @@ class Device:
     def predict(self, compiled: Compiled, placed: Placed) -> np.ndarray:
         """Returns the outputs of the batches' samples, shape (samples, *output shape)."""
         (outputs,) = compiled.session.predict(placed.dataset, placed.order).values()
-        return outputs.reshape(-1, *compiled.lowered.output_shape)
+        return compiled.lowered.output_layout.unpack(outputs)
 
     def outputs_of_last_step(self, compiled: Compiled, samples: int) -> np.ndarray:
         """Returns the outputs that the last training step computed for its samples."""
         rows = compiled.session.read_states([OUTPUTS_STATE])[OUTPUTS_STATE][:samples]
-        return rows.reshape(samples, *compiled.lowered.output_shape)
+        return compiled.lowered.output_layout.unpack(rows)
 
     @contextlib.contextmanager
     def _running(self, compiled: Compiled) -> Iterator[None]:
@@ -286,7 +301,7 @@ class Device:
         values = compiled.session.read_states([link.state for link in trained])
         for link in trained:
             value = values[link.state] * np.float32(link.scale)
-            link.variable.assign(value.reshape(link.variable.shape))
+            link.variable.assign(link.layout.unpack(value).reshape(link.variable.shape))
             # Exactly what the variable now reads as: float32 or float64, both hold it.
             compiled.synced[link.state] = value.astype(np.float64)
         self._ahead = None
@@ -310,11 +325,11 @@ class Device:
 def _read(link: _Link) -> np.ndarray:
     value = ops.convert_to_numpy(link.variable.value)
     # A copy: some backends hand out a view of the variable's own memory.
-    return np.array(value, dtype=np.float64).reshape(link.shape)
+    return link.layout.pack(np.array(value, dtype=np.float64))
 
 
 def _links(model: Any, lowered: Lowered, steps: Steps) -> tuple[_Link, ...]:
-    links = [_Link(b.state, b.variable, b.shape) for b in lowered.variables]
+    links = [_Link(b.state, b.variable, b.layout) for b in lowered.variables]
     if steps.optimizer is None:
         return tuple(links)
     optimizer = model.optimizer
@@ -327,7 +342,7 @@ def _links(model: Any, lowered: Lowered, steps: Steps) -> tuple[_Link, ...]:
             name = slot_state(binding.state, slot.name)
             if name in states:
                 variable = _slot_variables(optimizer, slot.name)[index]
-                links.append(_Link(name, variable, binding.shape, slot.scale))
+                links.append(_Link(name, variable, binding.layout, slot.scale))
     return tuple(link for link in links if link.state in states)
 
 

@@ -70,7 +70,7 @@ class FPGA:
         self.model = model
         self.backend = backend
         self.config = config
-        self._device = Device(model, open_session or self._open_session)
+        self._device = Device(model, open_session or self._open_session, _tile_side(config))
 
     def _open_session(self, functions: Mapping[str, Function]) -> Any:
         from fpgrad.flow.build import build_session
@@ -249,7 +249,8 @@ class FPGA:
         from fpgrad.flow.estimate import summarise
         from fpgrad.report import render
 
-        program = self.program(batch_size or self._device.last_batch_size or 32)
+        samples = batch_size or self._device.last_batch_size or 32
+        program = self.program(samples)
         saturated = {name: n for name, n in self.counters.items() if name.startswith("saturated")}
         return render(
             summarise(
@@ -257,6 +258,7 @@ class FPGA:
                 model=self.model.name,
                 clock_hz=clock_hz,
                 saturations={name: n for name, n in saturated.items() if n},
+                samples=samples,
             )
         )
 
@@ -352,6 +354,14 @@ class FPGA:
             return loops.evaluate(self._device, source, callbacks=callbacks, verbose=0)
 
         return validate
+
+
+def _tile_side(config: Any) -> int:
+    """The side of the tiles of a MachineConfig, a Machine, or the default machine."""
+    from fpgrad.codegen.compile import Machine
+
+    machine = Machine() if config is None else config
+    return (machine.formats if isinstance(machine, Machine) else machine).side
 
 
 def _samples(x: Any) -> int:

@@ -102,7 +102,7 @@ class StepSummary:
     ``cycles`` is the whole step, from its first to its last cycle; ``useful_macs`` are the
     multiply-accumulates that the model's mathematics asks for, without padding; ``clock_hz`` is an
     assumption, stated wherever a time is derived from it. ``saturations`` are pairs of a unit's
-    name and how many numbers it has clipped so far.
+    name and how many numbers it has clipped so far, ``notes`` sentences about this step.
     """
 
     model: str
@@ -115,6 +115,7 @@ class StepSummary:
     memories: tuple[MemoryUse, ...]
     needs: Needs
     saturations: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_counts(self, useful_macs=self.useful_macs)
@@ -225,6 +226,7 @@ def _closing_lines(summary: StepSummary) -> Iterable[str]:
         f"Chip: {needs.mac_lanes} MAC lanes, {_kib(needs.on_chip_bits)} KiB on chip, "
         f"about {needs.dsp_blocks} DSP blocks{note}"
     )
+    yield from summary.notes
     if summary.saturations:
         counts = ", ".join(f"{name} {count:,}" for name, count in summary.saturations)
         yield f"Saturated numbers so far: {counts}"

@@ -13,11 +13,12 @@ from fpgrad.transform.build import (
     build_training,
 )
 from fpgrad.transform.optimizers import Optimizer, slot_state
-from fpgrad.transform.pipeline import LOWERING, lower, run_pass, run_pipeline
+from fpgrad.transform.pipeline import FORWARD, LOWERING, lower, run_pass, run_pipeline
 from fpgrad.transform.regularisers import L1L2
 from fpgrad.transform.rewrite import Pass
 
 __all__ = [
+    "FORWARD",
     "L1L2",
     "LOSS_SUM",
     "LOWERING",

@@ -18,7 +18,7 @@ from fpgrad.transform.losses import Loss
 from fpgrad.transform.metrics import Metric
 from fpgrad.transform.modes import InferenceMode, TrainingMode
 from fpgrad.transform.optimizers import Optimizer
-from fpgrad.transform.pipeline import run_pass
+from fpgrad.transform.pipeline import FORWARD, run_pipeline
 from fpgrad.transform.regularisers import L1L2
 from fpgrad.transform.rewrite import prune_inputs
 from fpgrad.transform.step_inputs import StepInputs, batch_rows, step_inputs
@@ -127,7 +127,7 @@ def build_training(
     `StepInputs` that it uses, and `optimizer.scalar_inputs()`.
     """
     inputs = step_inputs(batch_rows(forward))
-    step = _Step(run_pass(TrainingMode(inputs), forward), inputs)
+    step = _Step(run_pipeline((*FORWARD, TrainingMode(inputs)), forward), inputs)
     parameters = _trainable(forward, trainable)
     regularisers = regularisers or {}
     seeds = _add_losses(step, _loss_terms(losses), differentiate=True)
@@ -161,7 +161,7 @@ def build_evaluation(
     Arguments as in build_training; only the metric states change.
     """
     inputs = step_inputs(batch_rows(forward))
-    step = _Step(run_pass(InferenceMode(), forward), inputs)
+    step = _Step(run_pipeline((*FORWARD, InferenceMode()), forward), inputs)
     _add_losses(step, _loss_terms(losses), differentiate=False)
     _add_regularisation(step, _trainable(forward, trainable), regularisers or {})
     _add_metrics(step, metrics)
@@ -170,7 +170,7 @@ def build_evaluation(
 
 def build_prediction(forward: Function, name: str = "predict") -> Function:
     """One prediction step: the forward pass at inference, the model's outputs."""
-    return replace(run_pass(InferenceMode(), forward), name=name)
+    return replace(run_pipeline((*FORWARD, InferenceMode()), forward), name=name)
 
 
 def _loss_terms(losses: Sequence[LossTerm] | Loss) -> Sequence[LossTerm]:

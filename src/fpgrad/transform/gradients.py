@@ -11,9 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from fpgrad.graph import Node
 from fpgrad.graph import builder as g
+from fpgrad.graph.maps import group_mask
 from fpgrad.graph.ops import SQRT_2_OVER_PI
+from fpgrad.graph.window import all_positions, taps, transposed
 
 Cotangents = tuple[Node | None, ...]
 GradientRule = Callable[[Node, Node], Cotangents]
@@ -211,11 +215,22 @@ def _sigmoid_cross_entropy(node: Node, dy: Node) -> Cotangents:
     return g.mul(g.sub(g.sigmoid(logits), target), dy), g.mul(g.mul(logits, dy), -1.0)
 
 
+def _weighted_sum(x: Node, weights: Node, axis: int) -> Node:
+    """Sum of x*weights along `axis`; weights (N, 1) count at each position of a map (P*N, C).
+
+    Positions are summed first, so that a map is multiplied by as many numbers as it has samples.
+    """
+    positions = x.shape[0] // weights.shape[0]
+    if axis == 0 and weights.shape[0] > 1 and positions > 1:
+        x = g.pool(x, all_positions(positions), "sum")
+    return g.reduce_sum(g.mul(x, weights), axis=axis)
+
+
 def moments(x: Node, weights: Node, axis: int, epsilon: float) -> tuple[Node, Node, Node, Node]:
     """Mean, centred x, variance and 1/sqrt(variance + epsilon) along `axis`, weighted."""
-    mean = g.reduce_sum(g.mul(x, weights), axis=axis)
+    mean = _weighted_sum(x, weights, axis)
     centred = g.sub(x, mean)
-    variance = g.reduce_sum(g.mul(g.mul(centred, centred), weights), axis=axis)
+    variance = _weighted_sum(g.mul(centred, centred), weights, axis)
     return mean, centred, variance, g.rsqrt(g.add(variance, epsilon))
 
 
@@ -227,8 +242,42 @@ def _standardise(node: Node, dy: Node) -> Cotangents:
     r = moments(x, w, axis, node.attrs["epsilon"])[3]
     total = g.reduce_sum(dy, axis=axis)
     along = g.reduce_sum(g.mul(dy, node), axis=axis)
+    positions = x.shape[0] // w.shape[0]
+    if axis == 0 and w.shape[0] > 1 and positions > 1:
+        w = g.pool(w, transposed(all_positions(positions)), "sum")
     shared = g.mul(g.add(g.mul(node, along), total), w)
     return g.mul(g.sub(dy, shared), r), None
+
+
+def _conv(node: Node, dy: Node) -> Cotangents:
+    x, w = node.inputs
+    windows, turned = node.attrs["windows"], node.attrs["transposed_weights"]
+    groups = node.attrs["groups"]
+    back = transposed(windows)
+    dx = g.conv(dy, w, back, transposed_weights=not turned, groups=groups)
+    if turned:
+        dw = g.conv_weight(dy, x, back, groups=groups)
+    else:
+        dw = g.conv_weight(x, dy, windows, groups=groups)
+    if groups > 1:
+        # What the groups leave out must stay zero.
+        dw = g.mul(dw, g.const(group_mask(w.shape, taps(windows), groups)))
+    return dx, dw
+
+
+def _pool(node: Node, dy: Node) -> Cotangents:
+    x, windows = node.inputs[0], node.attrs["windows"]
+    if node.attrs["kind"] == "sum":
+        return (g.pool(dy, transposed(windows), "sum"),)
+    return (g.pool_max_grad(x, node, dy, windows),)
+
+
+def _flatten(node: Node, dy: Node) -> Cotangents:
+    return (g.unflatten(dy, node.attrs["positions"]),)
+
+
+def _unflatten(node: Node, dy: Node) -> Cotangents:
+    return (g.flatten(dy, node.attrs["positions"]),)
 
 
 def zeros(shape: tuple[int, int]) -> Node:
@@ -238,7 +287,7 @@ def zeros(shape: tuple[int, int]) -> Node:
 
 def fill(value: float, shape: tuple[int, int]) -> Node:
     """A constant of one value in every element."""
-    return g.const([[value] * shape[1]] * shape[0])
+    return g.const(np.full(shape, value))
 
 
 def _no_gradient(node: Node, _dy: Node) -> Cotangents:
@@ -289,9 +338,15 @@ GRADIENTS: Mapping[str, GradientRule] = {
     "softmax_cross_entropy": _softmax_cross_entropy,
     "sigmoid_cross_entropy": _sigmoid_cross_entropy,
     "standardise": _standardise,
+    "conv": _conv,
+    "unfold": _no_gradient,
+    "pool": _pool,
+    "flatten": _flatten,
+    "unflatten": _unflatten,
 }
 """Every op that autodiff can pass through. dropout, batch_norm and layer_norm are expanded before,
-by `fpgrad.transform.modes`; quantise is inserted after."""
+by `fpgrad.transform.modes`; quantise is inserted after; conv_weight and pool_max_grad are made here
+only."""
 
 ACCEPTS_NARROW = frozenset({"reduce_sum", "reduce_max", "reduce_min", "softmax_cross_entropy"})
 """Ops that are not elementwise but whose rules take a dy that is narrower than the node."""

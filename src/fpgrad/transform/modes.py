@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from fpgrad.graph import Function, Node
 from fpgrad.graph import builder as g
+from fpgrad.graph.window import all_positions, transposed
 from fpgrad.transform.gradients import moments
 from fpgrad.transform.rewrite import rewrite
 from fpgrad.transform.step_inputs import StepInputs
@@ -46,7 +47,7 @@ class TrainingMode:
 
         def rule(node: Node, operands: tuple[Node, ...]) -> Node | None:
             nonlocal streams
-            if node.op == "dropout":
+            if node.op in ("dropout", "spatial_dropout"):
                 streams += 1
                 return _dropout(node, operands[0], self.inputs.seed, streams - 1)
             if node.op == "batch_norm" and node.attrs["trainable"]:
@@ -65,8 +66,13 @@ def _dropout(node: Node, x: Node, seed: Node, stream: int) -> Node:
     rate: float = node.attrs["rate"]
     if rate == 0.0:
         return x
-    kept = g.ge(g.uniform(seed, node.shape, stream), 1.0 + rate)
-    return g.mul(x, g.mul(kept, 1.0 / (1.0 - rate)))
+    rows, cols = node.shape
+    positions: int = node.attrs.get("positions", 1)
+    kept = g.ge(g.uniform(seed, (rows // positions, cols), stream), 1.0 + rate)
+    mask = g.mul(kept, 1.0 / (1.0 - rate))
+    if positions > 1:
+        mask = g.pool(mask, transposed(all_positions(positions)), "sum")
+    return g.mul(x, mask)
 
 
 def _batch_norm(
@@ -78,6 +84,10 @@ def _batch_norm(
     x, gamma, beta, moving_mean, moving_variance = operands
     epsilon, momentum = node.attrs["epsilon"], node.attrs["momentum"]
     weights = g.mul(inputs.valid, inputs.inv_count)
+    positions = x.shape[0] // inputs.valid.shape[0]
+    if positions > 1:
+        # Of a map, all positions of the valid samples count.
+        weights = g.mul(weights, 1.0 / positions)
     # The same expressions as in the decomposition of standardise, which merges with them.
     mean, _, variance, _ = moments(x, weights, 0, epsilon)
     for state, value in ((moving_mean, mean), (moving_variance, variance)):
@@ -107,6 +117,7 @@ def _batch_norm_inference(node: Node, operands: tuple[Node, ...]) -> Node:
 
 _INFERENCE: dict[str, Callable[[Node, tuple[Node, ...]], Node]] = {
     "dropout": lambda _node, operands: operands[0],
+    "spatial_dropout": lambda _node, operands: operands[0],
     "batch_norm": _batch_norm_inference,
     "layer_norm": _layer_norm,
 }

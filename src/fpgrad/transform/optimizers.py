@@ -45,9 +45,14 @@ class Optimizer:
         return tuple(slot for part in self.chain for slot in part.slots)
 
     def states(self, parameter: Node) -> dict[str, Node]:
-        """The slots of one parameter as states, by slot name."""
+        """The slots of one parameter as states of its shape and blocks, by slot name."""
         return {
-            slot.name: g.state(slot_state(parameter.name, slot.name), parameter.shape, role="slot")
+            slot.name: g.state(
+                slot_state(parameter.name, slot.name),
+                parameter.shape,
+                role="slot",
+                blocks=parameter.attrs["blocks"],
+            )
             for slot in self.slots
         }
 

@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 from fpgrad.errors import GraphError, GraphVerifyError
 from fpgrad.graph import Function, verify
 from fpgrad.transform.decompose import Decompose
+from fpgrad.transform.pools import MaxPoolBeforeRelu
 from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.simplify import Simplify
+
+FORWARD: tuple[Pass, ...] = (MaxPoolBeforeRelu(),)
+"""On the forward function, before its mode is resolved and it is differentiated."""
 
 LOWERING: tuple[Pass, ...] = (Decompose(), Simplify(), RowSumsOnArray(), QuantiseOperands())
 """From stage `training` to stage `quantised`."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fpgrad.graph import Function, Node
+from fpgrad.graph import OPS, Function, Node
 from fpgrad.graph import builder as g
 from fpgrad.transform.gradients import fill
 from fpgrad.transform.rewrite import rewrite
+
+LONGEST_ROW_OF_ONES = 64 * 16
+"""Rows of the longest tensor that is summed on the array. The row of ones is a constant of the program
+and has a tile for each 16 of them; 64 tiles are a small part of any machine's memory, while the
+thousands that a large map would need are not, and its sum costs the vector unit little beside the
+map's other passes."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,8 @@ class RowSumsOnArray:
     """Sums over rows of a tensor that feeds a product become a product with a row of ones.
 
     Such is the gradient of a bias: its operand is in tiles already, for the gradient of the kernel,
-    so the sum costs the array one row of tiles and the vector unit nothing.
+    so the sum costs the array one row of tiles and the vector unit nothing. Tensors of more rows
+    than LONGEST_ROW_OF_ONES stay with the vector unit.
     """
 
     name: str = field(default="row-sums-on-array", init=False)
@@ -23,7 +30,7 @@ class RowSumsOnArray:
 
     def run(self, function: Function) -> Function:
         """The function with those sums replaced."""
-        multiplied = {x for node in function.nodes() if node.op == "matmul" for x in node.inputs}
+        multiplied = {x for node in function.nodes() if _is_product(node) for x in node.inputs}
         ones: dict[int, Node] = {}
 
         def rule(node: Node, operands: tuple[Node, ...]) -> Node | None:
@@ -32,6 +39,9 @@ class RowSumsOnArray:
             if node.inputs[0] not in multiplied:
                 return None
             rows = operands[0].shape[0]
+            # Kernels of several blocks are laid out otherwise than a row of ones.
+            if rows > LONGEST_ROW_OF_ONES or operands[0].attrs.get("blocks", 1) > 1:
+                return None
             if rows not in ones:
                 ones[rows] = fill(1.0, (1, rows))
             return g.matmul(ones[rows], operands[0])
@@ -60,8 +70,12 @@ class QuantiseOperands:
             return quantised[x]
 
         def rule(node: Node, operands: tuple[Node, ...]) -> Node | None:
-            if node.op != "matmul":
+            if not _is_product(node):
                 return None
             return Node(node.op, tuple(map(wrap, operands)), node.attrs, node.shape, node.name)
 
         return rewrite(function, rule)
+
+
+def _is_product(node: Node) -> bool:
+    return node.op in OPS and OPS[node.op].product

@@ -102,10 +102,13 @@ def _simplified(node: Node, shared: AbstractSet[Node]) -> Node:
         return _sum(node)
     if node.op.startswith("reduce_"):
         return node.inputs[0] if node.inputs[0].shape == node.shape else node
-    if node.op == "slice":
+    if node.op in ("slice", "flatten", "unflatten"):
+        # A map of one position is flat.
         return node.inputs[0] if node.inputs[0].shape == node.shape else node
     if node.op == "concat":
         return node.inputs[0] if len(node.inputs) == 1 else node
+    if node.op == "pool":
+        return node.inputs[0] if all(w.is_identity for w in node.attrs["windows"]) else node
     return node
 
 

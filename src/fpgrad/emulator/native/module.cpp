@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "executor.hpp"
+#include "timing.hpp"
 
 namespace nb = nanobind;
 using namespace fpgrad;
@@ -41,6 +42,16 @@ Config make_config(const nb::dict& numbers, const nb::dict& tables) {
         table.slope = nb::cast<std::vector<std::int64_t>>(coefficients[1]);
     }
     return c;
+}
+
+Entry make_entry(const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
+                 const std::vector<std::vector<Leaf>>& tokens) {
+    Entry entry;
+    for (int u = 0; u < UNITS; ++u) {
+        entry.start[u] = start.at(u), entry.stop[u] = stop.at(u);
+        for (int v = 0; v < UNITS; ++v) entry.tokens[u][v] = tokens.at(u).at(v);
+    }
+    return entry;
 }
 
 // The kernels that this processor can run, slowest first.
@@ -81,15 +92,28 @@ class Native {
         return out;
     }
 
+    // Rows of unit, index, step, start and end: see timing.hpp.
+    static Out<std::int64_t> follow_entry(Rows<Leaf> load, Rows<Leaf> matrix, Rows<Leaf> vector, Rows<Leaf> store,
+                                          const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
+                                          const std::vector<std::vector<Leaf>>& tokens, std::int64_t steps,
+                                          const nb::dict& clockwork) {
+        const Program program{instructions<Load>(load), instructions<Matrix>(matrix), instructions<Vector>(vector),
+                              instructions<Store>(store)};
+        Clockwork c;
+        c.visit([&](const char* name, std::int64_t& value) { value = nb::cast<std::int64_t>(clockwork[name]); });
+        const std::vector<Record> records = follow(program, make_entry(start, stop, tokens), steps, c);
+        std::int64_t* data;
+        auto out = make_array<std::int64_t>({records.size(), 5}, data);
+        for (const Record& r : records)
+            for (std::int64_t x : {r.unit, r.index, r.step, r.start, r.end}) *data++ = x;
+        return out;
+    }
+
     // None after a whole run, else (message, unit or -1, instruction, step). Raises KeyboardInterrupt.
     nb::object run(const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
                    const std::vector<std::vector<Leaf>>& tokens, std::int64_t steps,
                    const std::vector<std::int64_t>& bases) {
-        Entry entry;
-        for (int u = 0; u < UNITS; ++u) {
-            entry.start[u] = start.at(u), entry.stop[u] = stop.at(u);
-            for (int v = 0; v < UNITS; ++v) entry.tokens[u][v] = tokens.at(u).at(v);
-        }
+        const Entry entry = make_entry(start, stop, tokens);
         bool whole = true;
         try {
             nb::gil_scoped_release release;
@@ -197,6 +221,7 @@ NB_MODULE(_native, module) {
         for (const Kernels* k : available()) names.emplace_back(k->name);
         return names;
     });
+    module.def("follow", &Native::follow_entry);
     nb::exception<Fault>(module, "Fault", PyExc_RuntimeError);
     nb::class_<Native>(module, "Native")
         .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&>())

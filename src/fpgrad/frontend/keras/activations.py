@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fpgrad.frontend.keras.context import Context, Value, function_key
+from fpgrad.frontend.keras.maps import channel_format, to_map, to_vector
 from fpgrad.graph import Node
 from fpgrad.graph import builder as g
 
@@ -55,23 +56,27 @@ def activate(context: Context, where: str, activation: Any, x: Value) -> Value:
             f"use one of {', '.join(SUPPORTED)}",
         )
         return x
-    node = ELEMENTWISE[key](x.node)
-    return x if node is x.node else Value(node, x.shape)
+    return x.like(ELEMENTWISE[key](x.node))
 
 
-def softmax(context: Context, where: str, x: Value) -> Value:
-    """Softmax over the classes of a vector."""
-    if len(x.shape) != 1:
-        context.report(
-            where,
-            f"softmax of a tensor of shape {(None, *x.shape)} is not supported",
-            "put a Flatten before it: softmax works on vectors",
-        )
-        return x
-    if x.features == 1:
+def softmax(context: Context, where: str, x: Value, axis: Any = -1) -> Value:
+    """Softmax over the classes of a vector, or over the channels at each position of a map."""
+    if len(x.shape) == 1 and axis in (-1, 1):
+        x = to_vector(x)
+    else:
+        first = channel_format(len(x.shape), axis) if isinstance(axis, int) else None
+        if first is None:
+            context.report(
+                where,
+                f"softmax of a tensor of shape {(None, *x.shape)} along axis {axis} is not supported",
+                "use axis=-1 on vectors or maps with channels_last",
+            )
+            return x
+        x = to_map(context, where, x, first)
+    if x.node.shape[1] == 1:
         context.report(
             where,
             "softmax of a single number is the constant 1 and cannot be trained",
             "use sigmoid for one output, or one output per class",
         )
-    return Value(g.softmax(x.node), x.shape)
+    return x.like(g.softmax(x.node))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from fpgrad.errors import Problem
 from fpgrad.frontend.lowered import VariableBinding
+from fpgrad.frontend.weights import ChannelsFirst, KernelLayout
 from fpgrad.graph import Node
 from fpgrad.graph import builder as g
 
@@ -22,16 +23,74 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """How numbers lie in a feature map: ``height`` is 1 for a series.
+
+    ``channels_first`` says that the user's order of the same numbers is channel by channel.
+    """
+
+    height: int
+    width: int
+    channels: int
+    channels_first: bool = False
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], channels_first: bool) -> Grid:
+        """The grid of a sample of rank 2 (a series) or 3 (an image)."""
+        channels = shape[0] if channels_first else shape[-1]
+        sizes = shape[1:] if channels_first else shape[:-1]
+        height, width = (1, *sizes)[-2:]
+        return cls(height, width, channels, channels_first)
+
+    @property
+    def positions(self) -> int:
+        """Height times width."""
+        return self.height * self.width
+
+    @property
+    def order(self) -> ChannelsFirst | None:
+        """The user's order of numbers, None where it is the graph's too."""
+        if not self.channels_first or self.positions == 1 or self.channels == 1:
+            return None
+        return ChannelsFirst(self.channels, self.positions)
+
+    def shape(self, rank: int) -> tuple[int, ...]:
+        """One sample's shape as the user has it, of ``rank`` 2 or 3."""
+        sizes = (self.height, self.width)[3 - rank :]
+        return (self.channels, *sizes) if self.channels_first else (*sizes, self.channels)
+
+
+@dataclass(frozen=True)
 class Value:
-    """A tensor of the user's model: ``node`` is (N, F), ``shape`` one sample's, row-major in F."""
+    """A tensor of the user's model. ``shape`` is one sample's.
+
+    Without ``grid`` the node is (N, F), row-major in F. With it the node is the map, (positions*N,
+    channels), or its numbers position by position, (N, F). The shape is free of the grid: Flatten
+    and Reshape change no more than it.
+    """
 
     node: Node
     shape: tuple[int, ...]
+    grid: Grid | None = None
 
     @property
     def features(self) -> int:
         """Numbers in one sample."""
         return prod(self.shape)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the node's rows are positions of samples, and not samples."""
+        return self.grid is not None and self.node.shape[1] != self.features
+
+    @property
+    def order(self) -> ChannelsFirst | None:
+        """The user's order of a sample's numbers, None for the graph's own."""
+        return None if self.grid is None else self.grid.order
+
+    def like(self, node: Node) -> Value:
+        """The value of ``node``, computed from this one number by number."""
+        return self if node is self.node else replace(self, node=node)
 
 
 @dataclass
@@ -65,14 +124,19 @@ class Context:
             self.path = self.path[:-1]
 
     def state(
-        self, variable: Any, name: str, shape: tuple[int, int], *, moving: bool = False
+        self,
+        variable: Any,
+        name: str,
+        layout: KernelLayout,
+        *,
+        moving: bool = False,
     ) -> Node:
         """Returns the state that holds ``variable``; a layer used twice shares its states.
 
         Args:
             variable: the Keras variable.
             name: its name in the layer, such as "dense/kernel".
-            shape: (rows, cols) in the graph.
+            layout: how it lies in the graph.
             moving: whether it is a moving statistic and not a parameter.
         """
         key = id(variable)
@@ -85,8 +149,16 @@ class Context:
                 serial += 1
             trainable = bool(variable.trainable) and not moving
             role = "moving" if moving else "parameter"
-            self.states[key] = g.state(state, shape, trainable=trainable, role=role)
-            self.variables[key] = VariableBinding(state, variable, shape, trainable)
+            self.states[key] = g.state(
+                state, layout.state, trainable=trainable, role=role, blocks=layout.taps
+            )
+            self.variables[key] = VariableBinding(state, variable, layout, trainable)
+        elif self.variables[key].layout != layout:
+            self.report(
+                name,
+                "is used for maps of two kinds, which must store it in two ways",
+                "use one layer for each place",
+            )
         return self.states[key]
 
     def placeholder(self, name: str, shape: tuple[int, ...]) -> Value:

@@ -7,6 +7,7 @@ from typing import Any
 from fpgrad.errors import Problem
 from fpgrad.frontend.keras.context import class_key, function_key
 from fpgrad.frontend.lowered import LossSpec, Normaliser, TargetBinding, TargetKind
+from fpgrad.frontend.weights import ChannelsFirst
 
 _LOSSES = "keras.src.losses.losses."
 
@@ -77,6 +78,14 @@ def lower_loss(
                 f"use one of {', '.join(_NORMALISERS)}",
             )
         )
+    if normaliser is Normaliser.ONE and len(output_shape) > 1:
+        problems.append(
+            Problem(
+                where,
+                f"reduction='sum' of an output of shape {(None, *output_shape)} is not supported",
+                "use 'sum_over_batch_size', or put a Flatten at the end of the model",
+            )
+        )
     if kind in ("sparse_categorical_crossentropy", "categorical_crossentropy"):
         if len(output_shape) != 1:
             problems.append(
@@ -107,12 +116,14 @@ def lower_loss(
     return spec, normaliser or Normaliser.COUNT, problems
 
 
-def target_of(kind: str, output_shape: tuple[int, ...]) -> TargetBinding:
-    """What the loss compares the output with."""
+def target_of(
+    kind: str, output_shape: tuple[int, ...], order: ChannelsFirst | None = None
+) -> TargetBinding:
+    """What the loss compares the output with, in the output's order."""
     if kind == "sparse_categorical_crossentropy":
         return TargetBinding(TargetKind.CLASS_INDEX, (), classes=output_shape[-1])
     bounds = (0.0, 1.0) if kind.endswith("crossentropy") else None
-    return TargetBinding(TargetKind.VALUES, output_shape, bounds=bounds)
+    return TargetBinding(TargetKind.VALUES, output_shape, bounds=bounds, order=order)
 
 
 def lower_regularizer(regularizer: Any) -> tuple[float, float] | None:

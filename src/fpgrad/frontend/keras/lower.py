@@ -9,7 +9,7 @@ import keras
 from keras import tree
 
 from fpgrad.errors import ModelNotCompiledError, UnsupportedModelError
-from fpgrad.frontend.keras.context import Context, Value
+from fpgrad.frontend.keras.context import Context, Grid, Value
 from fpgrad.frontend.keras.losses import (
     SUPPORTED,
     loss_kind,
@@ -17,6 +17,7 @@ from fpgrad.frontend.keras.losses import (
     lower_regularizer,
     target_of,
 )
+from fpgrad.frontend.keras.maps import to_vector
 from fpgrad.frontend.keras.metrics import lower_metric
 from fpgrad.frontend.keras.model import input_names, lower_model
 from fpgrad.frontend.keras.optimizers import lower_optimizer
@@ -66,10 +67,10 @@ def lower(model: Any, batch_size: int, *, training: bool = True) -> Lowered:
     described = None
     if training:
         _check_overrides(context, model)
-        described = _training(context, model, outputs[0].shape if outputs else None)
+        described = _training(context, model, outputs[0] if outputs else None)
     if context.problems:
         raise UnsupportedModelError(context.problems, f"model {model.name!r}")
-    output = outputs[0]
+    output = _as_rows(outputs[0])
     return Lowered(
         model_name=model.name,
         batch_size=batch_size,
@@ -78,7 +79,19 @@ def lower(model: Any, batch_size: int, *, training: bool = True) -> Lowered:
         output_shape=output.shape,
         variables=_in_keras_order(context, model),
         training=described,
+        output_order=output.order,
     )
+
+
+def _as_rows(output: Value) -> Value:
+    """The model's output with one row a sample.
+
+    A sigmoid stays the last op, because losses look for it: they work on what it is taken of.
+    """
+    if output.is_map and output.node.op == "sigmoid":
+        logits = to_vector(output.like(output.node.inputs[0]))
+        return logits.like(g.sigmoid(logits.node, output.node.name))
+    return to_vector(output)
 
 
 def _check_compiled(model: Any) -> None:
@@ -119,6 +132,7 @@ def _inputs(context: Context, model: Any) -> tuple[list[Value], tuple[InputBindi
             "models with a call method of their own are not supported",
         )
         return [], ()
+    channels_first = _has_channels_first(model)
     values: list[Value] = []
     bindings: list[InputBinding] = []
     for name, tensor in zip(input_names(model), tree.flatten(model.inputs), strict=True):
@@ -131,10 +145,18 @@ def _inputs(context: Context, model: Any) -> tuple[list[Value], tuple[InputBindi
             )
         sizes = tuple(size or 1 for size in shape)
         value = context.placeholder(name, sizes)
-        node = g.batch_input(name, value.node.shape)
-        values.append(Value(node, sizes))
-        bindings.append(InputBinding(name, sizes))
+        node = g.batch_input(name, value.node.shape, octets=str(tensor.dtype) == "uint8")
+        grid = Grid.of(sizes, True) if channels_first and len(sizes) in (2, 3) else None
+        values.append(Value(node, sizes, grid))
+        bindings.append(InputBinding(name, sizes, values[-1].order))
     return values, tuple(bindings)
+
+
+def _has_channels_first(model: Any) -> bool:
+    """Whether a layer reads images channel by channel, in what order the inputs then come."""
+    return any(
+        getattr(layer, "data_format", None) == "channels_first" for layer in model._flatten_layers()
+    )
 
 
 def _forward(context: Context, inputs: Sequence[Value], output: Node) -> Function:
@@ -160,9 +182,8 @@ def _in_keras_order(context: Context, model: Any) -> tuple:
 # Training --------------------------------------------------------------------------------------
 
 
-def _training(
-    context: Context, model: Any, output_shape: tuple[int, ...] | None
-) -> Training | None:
+def _training(context: Context, model: Any, output: Value | None) -> Training | None:
+    output_shape = None if output is None else output.shape
     parameters = {b.state: b.variable for b in context.variables.values() if b.trainable}
     if output_shape is not None and not context.problems and not parameters:
         context.report(model.name, "has no trainable weights", "set trainable=True on a layer")
@@ -172,7 +193,7 @@ def _training(
     kind = _user_loss_kind(context, model)
     if kind is None or output_shape is None:
         return None
-    target = target_of(kind, output_shape)
+    target = target_of(kind, output_shape, None if output is None else output.order)
     if context.problems:
         # Keras can build loss and metrics only for a model that it could run.
         return None

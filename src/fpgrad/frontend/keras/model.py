@@ -9,9 +9,13 @@ import keras
 from keras import tree
 from keras.src.models.functional import Functional
 
+from fpgrad.frontend.keras import convolutions, layers, merging, pooling, reshaping
 from fpgrad.frontend.keras.context import Context, Value, class_key
-from fpgrad.frontend.keras.layers import LAYERS
+from fpgrad.frontend.keras.registry import LAYERS
 from fpgrad.graph import builder as g
+
+HANDLERS = (convolutions, layers, merging, pooling, reshaping)
+"""The modules that fill the table of handlers."""
 
 
 def supported_layers() -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from fpgrad.frontend.keras.context import Context
 _CONSTRAINTS = (
     "kernel_constraint",
     "bias_constraint",
+    "depthwise_constraint",
+    "pointwise_constraint",
     "beta_constraint",
     "gamma_constraint",
 )

@@ -1,0 +1,342 @@
+"""Convolutions as sums of tile products: ``Y[q] = Σ X[source(q, t)] · W[t]``, and the gradient of their kernels.
+
+Where a tap has no source there is no product: each region of positions that read the same taps has its own
+instruction. Tiles outside a group's channels are skipped likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fpgrad.codegen.geometry import (
+    Region,
+    across,
+    banded,
+    maps,
+    regions,
+    restricted,
+    tap_segments,
+)
+from fpgrad.codegen.names import layer_of, phase_of
+from fpgrad.codegen.products import product
+from fpgrad.codegen.steps import Access, MatrixStep, TileWalk, VectorStep
+from fpgrad.codegen.storage import Quantised, Stored, ceil_div
+from fpgrad.errors import GraphError
+from fpgrad.graph import Node
+from fpgrad.isa.instructions import Alu, Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.select import Selector
+
+
+@dataclass(frozen=True)
+class Band:
+    """Output tiles ``j + a`` (a < count) that depend on input tiles ``i + a*step`` to ``i + a*step + length - 1``."""
+
+    j: int
+    count: int
+    i: int
+    length: int
+    step: int = 0
+
+    def macs(self, channels_in: int, channels_out: int, groups: int, side: int) -> int:
+        """Multiplications that the model asks for, of one sample, position and tap."""
+        out = min(channels_out, (self.j + self.count) * side) - self.j * side
+        return out * (channels_in // groups)
+
+
+def bands(channels_in: int, channels_out: int, groups: int, side: int) -> list[Band]:
+    """Which input tiles each output tile needs, as few affine bands as groups allow."""
+    per_in, per_out = channels_in // groups, channels_out // groups
+    needs: list[tuple[int, int]] = []
+    for j in range(ceil_div(channels_out, side)):
+        last = min(channels_out, (j + 1) * side) - 1
+        low = j * side // per_out * per_in // side
+        high = ((last // per_out + 1) * per_in - 1) // side
+        needs.append((low, high - low + 1))
+    found: list[Band] = []
+    j = 0
+    while j < len(needs):
+        count = 1
+        step = needs[j + 1][0] - needs[j][0] if j + 1 < len(needs) else 0
+        while j + count < len(needs) and needs[j + count] == (
+            needs[j][0] + count * step,
+            needs[j][1],
+        ):
+            count += 1
+        found.append(Band(j, count, *needs[j], step if count > 1 else 0))
+        j += count
+    return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Where the tiles of a kernel are: ``((tap*rows) + row)*columns + column``; by inputs and outputs."""
+
+    walk: Access
+    taps_across: int
+    tap: int
+    i: int
+    j: int
+
+    @classmethod
+    def of(cls, q: Quantised, node: Node) -> Kernel:
+        """The kernel operand of a conv."""
+        h, w = node.attrs["windows"]
+        columns = q.grid.j
+        block = q.grid.tile_count // (h.taps * w.taps)
+        flipped = bool(node.attrs["transposed_weights"])
+        i, j = (1, columns) if flipped else (columns, 1)
+        walk = Access(q.buffer, transposed=flipped != q.transposed)
+        return cls(walk, w.taps, block, i, j)
+
+
+def terms(node: Node, side: int) -> int:
+    """Products in the longest sum of a conv."""
+    h, w = node.attrs["windows"]
+    channels = (node.inputs[0].shape[1], node.shape[1])
+    longest = max(b.length for b in bands(*channels, node.attrs["groups"], side))
+    return h.taps * w.taps * longest
+
+
+def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[VectorStep]:
+    """A pass over the result of a conv, whose rows it takes, as one for each region with its products."""
+    x, _ = node.inputs
+    qx, qw = (selector.tiles_of(n) for n in node.inputs)
+    kernel = Kernel.of(qw, node)
+    grid, t = selector.keep.grid(node), selector.t
+    parts: list[VectorStep] = []
+    channels = (x.shape[1], node.shape[1], node.attrs["groups"])
+    for region in regions(node.attrs["windows"], grid.m, grid.j):
+        here = restricted(step, region)
+        if not region.taps:
+            parts.append(without_product(here))
+            continue
+        for band in bands(*channels, t):
+            part = across(here, band.j, band.count)
+            part.matrix = conv_product(node, region, band, kernel, qx)
+            part.matrix.useful_macs = (
+                t * region.h.count * region.columns * region.taps * band.macs(*channels, t)
+            )
+            parts.append(part)
+    return parts
+
+
+def conv_product(
+    node: Node, region: Region, band: Band, kernel: Kernel, qx: Quantised
+) -> MatrixStep:
+    """The products of one region and one band of channels."""
+    h, w, source = region.h, region.w, region.source
+    tiles = Access(qx.buffer, s2=qx.grid.j, s1=band.step, offset=band.i, transposed=qx.transposed)
+    read = region.read(tiles)
+    streamed = replace(read, s3=0, s2=read.s3, s1=read.s2, s0=band.step)
+    across_taps = kernel.taps_across
+    first = (h.tap * across_taps + w.tap) * kernel.tap
+    stationary = replace(
+        kernel.walk,
+        s0=kernel.j + band.step * kernel.i,
+        offset=first + band.j * kernel.j + band.i * kernel.i,
+    )
+    columns = qx.grid.j
+    return MatrixStep(
+        (h.count, region.columns, band.count),
+        (h.taps, w.taps, band.length),
+        qx.grid.side,
+        TileWalk(
+            streamed,
+            (source.walk(h.tap_move, 0) * columns, source.walk(0, w.tap_move) * columns, 1),
+        ),
+        TileWalk(
+            stationary,
+            (h.tap_step * across_taps * kernel.tap, w.tap_step * kernel.tap, kernel.i),
+        ),
+        layer_of(node),
+        phase_of(node),
+        node.name or "conv",
+        0,
+    )
+
+
+def without_product(step: VectorStep) -> VectorStep:
+    """A pass whose products are all padding: their sum is zero."""
+    a, b, c, d = (Source.ZERO if v is Source.ACC else v for v in step.operands)
+    return replace(step, a=a, b=b, c=c, d=d, matrix=None)
+
+
+# Sums that are too long for one instruction ------------------------------------------------------
+
+
+def accumulate(selector: Selector, node: Node, parts: list[list[VectorStep]]) -> None:
+    """Passes of one tensor in turns: the first turn writes its rows, later ones add to them.
+
+    Args:
+        parts: the turns, each a list of passes with ACC as operand a and a target, but without tiles.
+    """
+    for turn, steps in enumerate(parts):
+        for step in steps:
+            assert step.target is not None
+            if turn and step.matrix is not None:
+                step.c, step.alu = step.target, Alu.ADD
+            elif turn:
+                continue
+            step.layer, step.phase = layer_of(node), phase_of(node)
+            step.text = node.name or node.op
+            selector.out.steps.append(step)
+    selector.complete(node)
+
+
+def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
+    """The tensor's place, and a pass that writes the matrix unit's rows to all of it."""
+    grid = selector.keep.grid(node)
+    t = selector.t
+    stored = selector.new_rows(node)
+    target = Access(stored.buffer, s2=grid.j * t, s1=t, s0=1)
+    return stored, VectorStep(selector.loops(grid), Source.ACC, target=target)
+
+
+def long_product(selector: Selector, node: Node) -> None:
+    """A matmul or conv whose sums have more products than the accumulators take."""
+    _, whole = rows_of(selector, node)
+    if node.op == "conv":
+        passes = conv_passes(selector, node, whole)
+    else:
+        whole.matrix = product(selector, node)
+        passes = banded(whole)
+    turns: list[list[VectorStep]] = []
+    for step in passes:
+        pieces = [step] if step.matrix is None else list(shorter(step, selector.keep.terms))
+        for turn, piece in enumerate(pieces):
+            if turn == len(turns):
+                turns.append([])
+            turns[turn].append(piece)
+    accumulate(selector, node, turns)
+
+
+def shorter(step: VectorStep, most: int) -> Iterator[VectorStep]:
+    """A pass's products in pieces of at most ``most`` a sum, cut in the outermost loop that is long enough."""
+    m = step.matrix
+    assert m is not None
+    if m.length <= most:
+        yield step
+        return
+    loop = next(i for i in range(3) if (m.terms[i] > 1 and _inner(m, i) <= most) or i == 2)
+    inner = _inner(m, loop)
+    if inner > most:
+        raise GraphError(f"{m.text}: a sum of {m.length} products cannot be divided")
+    per = max(1, most // inner)
+    if math.prod(m.terms[:loop]) > 1:
+        # Loops outside are unrolled: every piece has one iteration of them.
+        for outer in range(m.terms[0]):
+            if loop == 2:
+                for middle in range(m.terms[1]):
+                    yield from _cut(step, (outer, middle), loop, per)
+            else:
+                yield from _cut(step, (outer,), loop, per)
+    else:
+        yield from _cut(step, (0,) * loop, loop, per)
+
+
+def _inner(m: MatrixStep, loop: int) -> int:
+    return math.prod(m.terms[loop + 1 :])
+
+
+def _cut(step: VectorStep, outer: tuple[int, ...], loop: int, per: int) -> Iterator[VectorStep]:
+    m = step.matrix
+    assert m is not None
+    for start in range(0, m.terms[loop], per):
+        count = min(per, m.terms[loop] - start)
+        index = (*outer, start)
+
+        def at(w: TileWalk, index: tuple[int, ...] = index) -> TileWalk:
+            offset = sum(i * s for i, s in zip(index, w.terms, strict=False))
+            return replace(w, base=replace(w.base, offset=w.base.offset + offset))
+
+        piece = (*(1,) * loop, count, *m.terms[loop + 1 :])
+        share = math.prod(piece) / m.length
+        yield replace(
+            step,
+            matrix=replace(
+                m,
+                terms=piece,
+                streamed=at(m.streamed),
+                stationary=at(m.stationary),
+                useful_macs=round(m.useful_macs * share),
+            ),
+        )
+
+
+def conv_weight(selector: Selector, node: Node) -> None:
+    """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``."""
+    x, dy = node.inputs
+    qx, qy = selector.tiles_of(x), selector.tiles_of(dy)
+    windows, groups = node.attrs["windows"], node.attrs["groups"]
+    grid, t = selector.keep.grid(node), selector.t
+    taps = windows[0].taps * windows[1].taps
+    per_tap = grid.m // taps
+    _, whole = rows_of(selector, node)
+    some = bands(x.shape[1], dy.shape[1], groups, t)
+    turns: list[list[VectorStep]] = [[]]
+    if sum(b.count * b.length for b in some) < per_tap * grid.j:
+        zero = replace(whole, a=Source.ZERO)
+        selector.add(node, zero)
+    output, source = maps(windows, qy.grid.m)
+    for tap in range(taps):
+        r, s = divmod(tap, windows[1].taps)
+        for band in some:
+            place = replace(
+                whole.target,
+                s2=grid.j * t,
+                s1=t + band.step * grid.j * t,
+                offset=((tap * per_tap + band.i) * grid.j + band.j) * t,
+            )
+            step = VectorStep((1, band.length, band.count, t), Source.ACC, target=place)
+            pieces: list[VectorStep] = []
+            for h in tap_segments(windows[0], r):
+                for w in tap_segments(windows[1], s):
+                    matrix = MatrixStep(
+                        (1, band.length, band.count),
+                        (h.count, w.count, output.samples),
+                        t,
+                        TileWalk(
+                            Access(
+                                qx.buffer,
+                                s1=1,
+                                s0=band.step,
+                                offset=source.walk(h.source, w.source) * qx.grid.j + band.i,
+                                transposed=not qx.transposed,
+                            ),
+                            _terms(source.walk(h.move, 0), source.walk(0, w.move), qx.grid.j),
+                        ),
+                        TileWalk(
+                            Access(
+                                qy.buffer,
+                                s0=1,
+                                offset=output.walk(h.first, w.first) * qy.grid.j + band.j,
+                                transposed=qy.transposed,
+                            ),
+                            _terms(output.walk(h.step, 0), output.walk(0, w.step), qy.grid.j),
+                        ),
+                        layer_of(node),
+                        phase_of(node),
+                        node.name or "conv_weight",
+                        h.count
+                        * w.count
+                        * output.samples
+                        * t
+                        * band.macs(x.shape[1], dy.shape[1], groups, t),
+                    )
+                    pieces += shorter(replace(step, matrix=matrix), selector.keep.terms)
+            if not pieces:
+                pieces = [replace(step, a=Source.ZERO)]
+            for turn, piece in enumerate(pieces):
+                if turn == len(turns):
+                    turns.append([])
+                turns[turn].append(piece)
+    accumulate(selector, node, turns)
+
+
+def _terms(h: int, w: int, across_tiles: int) -> tuple[int, int, int]:
+    return h * across_tiles, w * across_tiles, across_tiles

@@ -1,0 +1,293 @@
+"""Which positions of a map a window combines, as affine pieces: the index arithmetic of convolutions and pools.
+
+Along one axis, an output position reads the taps whose source exists. Positions that read alike, evenly spaced, are
+one :class:`Segment`: inside it every address is affine, so that one instruction does all of it, and what would be
+padding, or fall between the points of a stride, is in no segment. A :class:`Region` is a segment of rows with a
+segment of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from fpgrad.codegen.steps import Access, Limit, VectorStep
+from fpgrad.graph import Window
+
+#: Tile rows times tiles across in one pass over a map, about: enough to hide what an instruction costs, few enough
+#: that the next layer can begin while this one is at work.
+BAND = 128
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Outputs ``first + a*step`` (a < count) read, by taps ``tap + b*tap_step`` (b < taps), the sources
+    ``source + a*move + b*tap_move``. Without taps there is nothing to read.
+    """
+
+    first: int
+    count: int
+    step: int = 1
+    tap: int = 0
+    taps: int = 0
+    tap_step: int = 1
+    source: int = 0
+    move: int = 0
+    tap_move: int = 0
+
+    def part(self, start: int, count: int) -> Segment:
+        """``count`` of the outputs, from the ``start``-th on."""
+        return replace(
+            self,
+            first=self.first + start * self.step,
+            count=count,
+            source=self.source + start * self.move,
+        )
+
+
+Reads = tuple[tuple[int, int], ...]
+"""The taps of an output that exist, each with its source."""
+
+
+def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
+    """All outputs of an axis, those that read nothing too, in as few segments as their spacing allows.
+
+    Args:
+        taps_matter: outputs of one segment read the same taps (of a kernel), not only sources alike (of a pool).
+    """
+    reads: dict[int, Reads] = {
+        o: tuple((r, x) for r in range(window.taps) if (x := window.source(o, r)) is not None)
+        for o in range(window.out)
+    }
+    by_taps = _grouped(reads, lambda pairs: tuple(r for r, _ in pairs))
+    if taps_matter:
+        return by_taps
+    by_sources = _grouped(reads, lambda pairs: tuple(x - pairs[0][1] for _, x in pairs))
+    return min(by_taps, by_sources, key=len)
+
+
+def tap_segments(window: Window, tap: int) -> list[Segment]:
+    """The outputs that read one tap."""
+    reads: dict[int, Reads] = {
+        o: ((tap, x),) for o in range(window.out) if (x := window.source(o, tap)) is not None
+    }
+    return _grouped(reads, lambda _: ())
+
+
+def _grouped(reads: dict[int, Reads], key: Callable[[Reads], tuple[int, ...]]) -> list[Segment]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for o, pairs in reads.items():
+        groups.setdefault(key(pairs), []).append(o)
+    found = [
+        segment
+        for outputs in groups.values()
+        for segment in _affine([(o, reads[o]) for o in outputs])
+    ]
+    return sorted(found, key=lambda s: s.first)
+
+
+def _affine(outputs: list[tuple[int, Reads]]) -> list[Segment]:
+    """Evenly spaced pieces with evenly spaced sources."""
+    found: list[Segment] = []
+    while outputs:
+        (first, pairs), length, step, move = outputs[0], 1, 1, 0
+        for (before, old), (o, new) in pairwise(outputs):
+            by = new[0][1] - old[0][1] if new else 0
+            if length == 1:
+                step, move = o - before, by
+            elif (o - before, by) != (step, move):
+                break
+            length += 1
+        found.append(_segment(first, length, step, move, pairs))
+        outputs = outputs[length:]
+    return found
+
+
+def _segment(first: int, count: int, step: int, move: int, pairs: Reads) -> Segment:
+    if not pairs:
+        return Segment(first, count, step)
+    (tap, source), following = (
+        pairs[0],
+        pairs[1] if len(pairs) > 1 else (pairs[0][0] + 1, pairs[0][1]),
+    )
+    tap_step, tap_move = following[0] - tap, following[1] - source
+    assert all(pair == (tap + b * tap_step, source + b * tap_move) for b, pair in enumerate(pairs))
+    return Segment(first, count, step, tap, len(pairs), tap_step, source, move, tap_move)
+
+
+@dataclass(frozen=True)
+class Map:
+    """How the positions and sample tiles of a map are numbered: tile row ``(h*width + w)*samples + m``."""
+
+    height: int
+    width: int
+    samples: int  # sample tiles
+
+    def walk(self, h: int, w: int, m: int = 0) -> int:
+        """The tile row of a position and a sample tile; of differences too."""
+        return (h * self.width + w) * self.samples + m
+
+
+@dataclass(frozen=True)
+class Region:
+    """Output positions of a map that read alike, with all sample tiles or, where they are no single loop, with one.
+
+    Args:
+        h, w: rows and columns.
+        output, source: the two maps.
+        m: the sample tile, None: all.
+    """
+
+    h: Segment
+    w: Segment
+    output: Map
+    source: Map
+    m: int | None = None
+
+    @property
+    def taps(self) -> int:
+        """Taps that each position reads."""
+        return self.h.taps * self.w.taps
+
+    @property
+    def columns(self) -> int:
+        """Iterations of the loop over columns, and sample tiles where those are in it."""
+        return self.w.count * (self.output.samples if self.m is None else 1)
+
+    def column_stride(self, through: Map, step: int) -> int:
+        """Tile rows from one iteration of that loop to the next, where a column is ``step`` columns further."""
+        if self.m is None and (through.samples > 1 or self.w.count == 1):
+            return 1
+        return through.walk(0, step)
+
+    def written(self, a: Access) -> Access:
+        """A walk over the whole output (s2 from tile row to tile row), here."""
+        return replace(
+            a,
+            s3=a.s2 * self.output.walk(self.h.step, 0),
+            s2=a.s2 * self.column_stride(self.output, self.w.step),
+            offset=a.offset + a.s2 * self.output.walk(self.h.first, self.w.first, self.m or 0),
+        )
+
+    def read(self, a: Access, tap_h: int = 0, tap_w: int = 0) -> Access:
+        """A walk over the whole source: what the output positions here read by these of their taps."""
+        h = self.h.source + tap_h * self.h.tap_move
+        w = self.w.source + tap_w * self.w.tap_move
+        return replace(
+            a,
+            s3=a.s2 * self.source.walk(self.h.move, 0),
+            s2=a.s2 * self.column_stride(self.source, self.w.move),
+            offset=a.offset + a.s2 * self.source.walk(h, w, self.m or 0),
+        )
+
+
+def maps(windows: tuple[Window, Window], tile_rows: int) -> tuple[Map, Map]:
+    """The output map, which has so many tile rows, and the source map."""
+    h, w = windows
+    samples = tile_rows // (h.out * w.out)
+    return Map(h.out, w.out, samples), Map(h.size, w.size, samples)
+
+
+def regions(
+    windows: tuple[Window, Window], tile_rows: int, across: int, *, taps_matter: bool = True
+) -> list[Region]:
+    """All output positions, in regions of about ``BAND`` tiles at most.
+
+    Args:
+        tile_rows, across: the output's tiles.
+    """
+    output, source = maps(windows, tile_rows)
+    rows = max(1, BAND // (output.width * output.samples * across))
+    high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
+    found: list[Region] = []
+    for h in sorted(high, key=lambda s: s.first):
+        for w in segments(windows[1], taps_matter=taps_matter):
+            found += _with_samples(h, w, output, source)
+    return found
+
+
+def cut(s: Segment, rows: int) -> list[Segment]:
+    """A segment in parts that end where those of other segments of the axis do: at multiples of ``rows`` outputs."""
+    parts: list[Segment] = []
+    start = 0
+    while start < s.count:
+        first = s.first + start * s.step
+        end = (first // (rows * s.step) + 1) * rows * s.step
+        count = min(s.count - start, -(-(end - first) // s.step))
+        parts.append(s.part(start, count))
+        start += count
+    return parts
+
+
+def _with_samples(h: Segment, w: Segment, output: Map, source: Map) -> list[Region]:
+    """Columns and sample tiles are one loop if both maps walk on evenly from column to column."""
+    alone = w.count == 1 or output.samples == 1
+    if alone or (w.step == 1 and (w.move == 1 or not w.taps)):
+        return [Region(h, w, output, source)]
+    return [Region(h, w, output, source, m) for m in range(output.samples)]
+
+
+def restricted(step: VectorStep, region: Region) -> VectorStep:
+    """A pass over a whole map (loops: tile rows, tiles across, rows) for the positions of a region alone."""
+    _, _, across, rows = step.loops
+    return moved(step, (region.h.count, region.columns, across, rows), region.written)
+
+
+def across(step: VectorStep, first: int, count: int) -> VectorStep:
+    """A pass for ``count`` of its tiles across, from ``first`` on."""
+    n3, n2, n1, n0 = step.loops
+    if count == n1:
+        return step
+    part = moved(step, (n3, n2, count, n0), lambda a: replace(a, offset=a.offset + first * a.s1))
+    if first + count < n1 and part.lane_limit.loop == 1:
+        part.lane_limit = Limit()
+    if first + count < n1 and part.row_limit.loop == 1:
+        part.row_limit = Limit()
+    return part
+
+
+def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Access]) -> VectorStep:
+    """A step with other loops, and ``at`` applied to all its walks over memory."""
+    a, b, c, d = (at(v) if isinstance(v, Access) else v for v in step.operands)
+    return replace(
+        step,
+        loops=loops,
+        a=a,
+        b=b,
+        c=c,
+        d=d,
+        target=None if step.target is None else at(step.target),
+        tile=None if step.tile is None else at(step.tile),
+    )
+
+
+def banded(step: VectorStep) -> list[VectorStep]:
+    """A pass over many tile rows as passes over about ``BAND`` tiles each, with their products."""
+    n3, n2, n1, n0 = step.loops
+    rows = max(1, BAND // n1)
+    if n3 > 1 or n2 <= 2 * rows:
+        return [step]
+    parts: list[VectorStep] = []
+    for first in range(0, n2, rows):
+        count = min(rows, n2 - first)
+        part = moved(
+            step,
+            (1, count, n1, n0),
+            lambda a, first=first: replace(a, offset=a.offset + first * a.s2),
+        )
+        if first + count < n2:
+            part.row_limit = part.row_limit if part.row_limit.loop != 2 else Limit()
+            part.lane_limit = part.lane_limit if part.lane_limit.loop != 2 else Limit()
+        m = step.matrix
+        if m is not None:
+            streamed = m.streamed.base
+            moved_base = replace(streamed, offset=streamed.offset + first * streamed.s1)
+            part.matrix = replace(
+                m,
+                outputs=(1, count, m.outputs[2]),
+                streamed=replace(m.streamed, base=moved_base),
+                useful_macs=m.useful_macs * count // n2,
+            )
+        parts.append(part)
+    return parts

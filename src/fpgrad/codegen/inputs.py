@@ -1,0 +1,211 @@
+"""Images on their way from the inbox into maps, and between maps and vectors.
+
+An image's numbers lie in the inbox one feature a row of the transposed tile: LOAD puts the T samples of a sample tile
+side by side, so that reading columns gives a feature of T samples at once. A window of an image is then so many rows,
+gathered by address arithmetic alone, and its tile is written transposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fpgrad.codegen.geometry import BAND, Map
+from fpgrad.codegen.names import layer_of, phase_of
+from fpgrad.codegen.steps import Access, Buffer, LoadStep, Value, VectorStep
+from fpgrad.codegen.storage import Grid, Stored, ceil_div
+from fpgrad.errors import GraphError
+from fpgrad.graph import Node
+from fpgrad.graph.window import Window
+from fpgrad.isa.instructions import Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.select import Selector
+
+
+@dataclass(frozen=True)
+class Image:
+    """An input of the model as it lies in external memory: (height, width, channels) with a border of zeros.
+
+    Args:
+        top, left: rows and columns of the border before the image; bottom, right: after it.
+    """
+
+    height: int
+    width: int
+    channels: int
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """With its border."""
+        rows, columns = self.top + self.height + self.bottom, self.left + self.width + self.right
+        return rows, columns, self.channels
+
+    @property
+    def features(self) -> int:
+        """Numbers of a sample, the border's too."""
+        rows, columns, channels = self.shape
+        return rows * columns * channels
+
+    def around(self, other: Image) -> Image:
+        """An image with both borders."""
+        if (self.height, self.width, self.channels) != (other.height, other.width, other.channels):
+            raise GraphError("an input is read as images of different shapes")
+        return Image(
+            self.height,
+            self.width,
+            self.channels,
+            max(self.top, other.top),
+            max(self.bottom, other.bottom),
+            max(self.left, other.left),
+            max(self.right, other.right),
+        )
+
+
+def image_of(node: Node) -> Image:
+    """What an unfold asks of its input."""
+    h, w = node.attrs["windows"]
+
+    def border(x: Window) -> tuple[int, int]:
+        if x.up != 1 or x.dilation < 1:
+            raise GraphError(f"{node.name}: an input cannot be read through window {x}")
+        last = (x.out - 1) * x.stride + (x.taps - 1) * x.dilation - x.pad
+        return max(0, x.pad), max(0, last - (x.size - 1))
+
+    return Image(h.size, w.size, node.attrs["channels"], *border(h), *border(w))
+
+
+def load_image(selector: Selector, node: Node, image: Image) -> Stored:
+    """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row."""
+    t, octets = selector.t, bool(node.attrs["octets"])
+    samples = node.shape[0]
+    if samples % t:
+        raise GraphError(f"{node.name}: a batch of images must be a multiple of {t}, not {samples}")
+    rows = ceil_div(image.features, t * 4 if octets else t)
+    lines = rows * (4 if octets else 1)
+    grid = Grid(samples, image.features, t)
+    buffer = Buffer(node.name, "inbox", samples // t * lines * t, t)
+    for m in range(samples // t):
+        selector.out.loads.append(
+            LoadStep(
+                buffer,
+                node.name,
+                t,
+                rows,
+                index="order",
+                index_stride=samples // t,
+                first=m * t,
+                place=m * lines * t,
+                group_stride=1,
+                row_stride=t,
+                octets=octets,
+            )
+        )
+    return Stored(buffer, grid, "samples")
+
+
+def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
+    """Windows of an image as rows of transposed tiles: tiles at once where only products read them.
+
+    Args:
+        root: what is stored, the unfold itself or its multiple.
+        node: the unfold.
+    """
+    (x,) = node.inputs
+    image, t = selector.images[x], selector.t
+    h, w = node.attrs["windows"]
+    grid = selector.keep.grid(node)
+    output = Map(h.out, w.out, grid.m // (h.out * w.out))
+    _, columns, channels = image.shape
+    source = selector.stored[x]
+    per_tile = source.buffer.size // output.samples
+    quantise = selector.fold.quantises.get(root)
+    rows_needed = selector.fold.uses[root] - (quantise is not None) > 0
+    stored = tiles = None
+    if quantise is not None:
+        tiles = selector.new_tiles(root, quantise, transposed=True)
+    if rows_needed or quantise is None:
+        stored = selector.new_rows(root, transposed=True)
+        tail = grid.j * t - node.shape[1]
+        if tail:
+            target = Access(stored.buffer, s2=grid.j * t, s0=1, offset=node.shape[1])
+            selector.add(root, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
+    joined = w.dilation == 1 or w.taps == 1
+    inner = (h.taps, w.taps * channels) if joined else (w.taps, channels)
+    band = max(1, BAND // (output.width * grid.j))
+    for m in range(output.samples):
+        for r in range(1 if joined else h.taps):
+            if not joined and tiles is not None:
+                raise GraphError(
+                    f"{node.name}: a dilated window of an input needs a map of its own"
+                )
+            for first in range(0, h.out, band):
+                count = min(band, h.out - first)
+                at = (
+                    (first * h.stride + r * h.dilation - h.pad + image.top) * columns
+                    - w.pad
+                    + image.left
+                ) * channels
+                read = Access(
+                    source.buffer,
+                    s3=h.stride * columns * channels,
+                    s2=w.stride * channels,
+                    s1=h.dilation * columns * channels if joined else w.dilation * channels,
+                    s0=1,
+                    offset=m * per_tile + at,
+                    transposed=True,
+                )
+                step = VectorStep((count, w.out, *inner), read, scale, flow=tiles is not None)
+                row = output.walk(first, 0, m)
+                if tiles is not None:
+                    step.tile = Access(
+                        tiles.buffer,
+                        s3=output.walk(1, 0) * grid.j,
+                        s2=output.walk(0, 1) * grid.j,
+                        s1=1,
+                        offset=row * grid.j,
+                    )
+                if stored is not None:
+                    step.target = Access(
+                        stored.buffer,
+                        s3=output.walk(1, 0) * grid.j * t,
+                        s2=output.walk(0, 1) * grid.j * t,
+                        s1=inner[1],
+                        s0=1,
+                        offset=row * grid.j * t + r * w.taps * channels,
+                    )
+                selector.add(root, step)
+
+
+def flatten(selector: Selector, node: Node) -> None:
+    """(P*N, C) to (N, P*C), or back: rows of the transposed tensor, copied."""
+    (x,) = node.inputs
+    t, count = selector.t, node.attrs["positions"]
+    flat = node.op == "flatten"
+    grid = selector.keep.grid(node)
+    channels = x.shape[1] if flat else node.shape[1]
+    vectors = grid if flat else selector.keep.grid(x)
+    samples, wide = vectors.m, ceil_div(channels, t) * t
+    source = selector.place(x)
+    stored = selector.new_rows(node, transposed=True)
+    # Feature c of position p: a row of the vector's transposed tiles, and of the map's.
+    of_vector = {"s3": vectors.j * t, "s2": channels, "s0": 1}
+    of_map = {"s3": wide, "s2": samples * wide, "s0": 1}
+    read, write = (of_map, of_vector) if flat else (of_vector, of_map)
+    tail = grid.j * t - node.shape[1]
+    if tail:
+        target = Access(stored.buffer, s2=grid.j * t, s0=1, offset=node.shape[1])
+        selector.add(node, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
+    step = VectorStep(
+        (samples, count, 1, channels),
+        Access(source.buffer, transposed=not source.transposed, **read),
+        target=Access(stored.buffer, **write),
+        text=node.op,
+    )
+    step.layer, step.phase = layer_of(node), phase_of(node)
+    selector.out.steps.append(step)
+    selector.complete(node)

@@ -1,0 +1,194 @@
+"""Sums and maxima over the windows of a map, and the gradient of maxima, on the vector unit.
+
+A pool is element-wise between shifted views of its map: one pass for each tap after the first. A window with very
+many taps, such as the whole map, is one reducing pass instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fpgrad.codegen.geometry import Region, moved, regions, restricted
+from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep
+from fpgrad.codegen.storage import Walk
+from fpgrad.graph import Node
+from fpgrad.graph.window import transposed
+from fpgrad.isa.instructions import Alu, Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.select import Selector
+
+ALU = {"sum": Alu.ADD, "max": Alu.MAX}
+
+#: From so many taps on a single reducing pass is shorter than a pass for each tap.
+MANY = 16
+
+
+def pool(selector: Selector, node: Node) -> None:
+    """Emit a pool."""
+    (x,) = node.inputs
+    walk = walk_of(selector, x)
+    alu = ALU[node.attrs["kind"]]
+    grid = selector.keep.grid(node)
+
+    def passes(step: VectorStep) -> list[VectorStep]:
+        whole = selector.access(x, grid, walk)
+        if grid.kind != "tiles":
+            step, whole = by_tile_rows(step, whole)
+        scratch = scratch_of(selector, step, node)
+        found: list[VectorStep] = []
+        for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
+            here = restricted(step, region)
+            if region.taps >= MANY and region.h.count * region.w.count == 1 and row_of_taps(region):
+                found += reduce(node, here, region, whole, alu)
+            else:
+                views = [
+                    region.read(whole, r, s)
+                    for r in range(region.h.taps)
+                    for s in range(region.w.taps)
+                ]
+                found += fold(here, region.written(scratch), views, alu)
+        return found
+
+    selector.finish(node, VectorStep(selector.loops(grid), Source.ZERO), None, walk, passes)
+
+
+def by_tile_rows(step: VectorStep, source: Access) -> tuple[VectorStep, Access]:
+    """A pass over one number a sample, T samples a row, with the loops of a pass over a map."""
+
+    def at(a: Access) -> Access:
+        return replace(a, s2=a.s1, s1=0)
+
+    _, _, rows, _ = step.loops
+    return moved(step, (1, rows, 1, 1), at), at(source)
+
+
+def walk_of(selector: Selector, x: Node) -> Walk:
+    """Maps are walked as they lie."""
+    return Walk.TRANSPOSED if selector.place(x).transposed else Walk.NORMAL
+
+
+def scratch_of(selector: Selector, step: VectorStep, node: Node) -> Access:
+    """Rows for what is not the result yet: those of the result itself, if it has any."""
+    if step.target is not None and step.target.buffer.place == "vector":
+        return step.target
+    grid, t = selector.keep.grid(node), selector.t
+    buffer = Buffer(f"{node.name} so far", "vector", grid.row_count, t)
+    if grid.kind != "tiles":
+        return Access(buffer, s2=1)
+    return Access(buffer, s2=grid.j * t, s1=t, s0=1)
+
+
+def dense(step: VectorStep, name: str, place: Place, align: int) -> Access:
+    """A place of their own for the rows of a pass, one after the other."""
+    _, n2, n1, n0 = step.loops
+    buffer = Buffer(name, place, step.rows, align)
+    return Access(buffer, s3=n2 * n1 * n0, s2=n1 * n0, s1=n0, s0=1)
+
+
+def fold(last: VectorStep, scratch: Access, views: list[Access], alu: Alu) -> list[VectorStep]:
+    """Combine views one by one; ``last`` is the pass that writes the result."""
+    if len(views) < 2:
+        value: Value = views[0] if views else Source.ZERO
+        return [replace(last, a=value)]
+    so_far: Value = views[0]
+    found: list[VectorStep] = []
+    for view in views[1:-1]:
+        found.append(
+            replace(last, a=so_far, c=view, alu=alu, target=scratch, tile=None, text="pool")
+        )
+        so_far = scratch
+    return [*found, replace(last, a=so_far, c=views[-1], alu=alu)]
+
+
+def row_of_taps(region: Region) -> bool:
+    """Whether all taps of a position are evenly spaced in memory."""
+    h, w = region.h, region.w
+    return h.taps == 1 or w.taps == 1 or h.tap_move * region.source.width == w.taps * w.tap_move
+
+
+def reduce(
+    node: Node, last: VectorStep, region: Region, whole: Access, alu: Alu
+) -> list[VectorStep]:
+    """All taps in one reducing pass, which leaves ``WAYS`` rows for each row of the result."""
+    _, columns, across, rows = last.loops
+    w, source = region.w, region.source
+    move = source.walk(0, w.tap_move) if w.taps > 1 else source.walk(region.h.tap_move, 0)
+    view = region.read(whole)
+    count = columns * across * rows
+    partial = Buffer(f"{node.name} partial", "vector", count * WAYS)
+    half = Buffer(f"{node.name} halves", "vector", count * 2)
+    read = Access(
+        whole.buffer,
+        s3=view.s2,
+        s2=view.s1,
+        s1=view.s0,
+        s0=whole.s2 * move,
+        offset=view.offset,
+        transposed=whole.transposed,
+    )
+    strides = (across * rows * WAYS, rows * WAYS, WAYS)
+    write = Access(partial, s3=strides[0], s2=strides[1], s1=strides[2], s0=1)
+    first = VectorStep(
+        (columns, across, rows, region.taps), read, alu=alu, reduce=True, target=write
+    )
+    pairs = Access(partial, s1=WAYS, s0=1)
+    second = VectorStep(
+        (1, count, 2), pairs, c=replace(pairs, offset=2), alu=alu, target=Access(half, s1=2, s0=1)
+    )
+    halves = Access(half, s2=across * rows * 2, s1=rows * 2, s0=2)
+    third = replace(last, a=halves, c=replace(halves, offset=1), alu=alu)
+    for step in (first, second):
+        step.layer, step.phase, step.text = last.layer, last.phase, "pool"
+    return [first, second, third]
+
+
+def max_gradient(selector: Selector, node: Node) -> None:
+    """Where a position holds the maximum of a window, it receives that window's cotangent."""
+    x, y, dy = node.inputs
+    windows = transposed(node.attrs["windows"])
+    grid, pooled = selector.keep.grid(node), selector.keep.grid(y)
+    walk = walk_of(selector, x)
+
+    def passes(step: VectorStep) -> list[VectorStep]:
+        at_x = selector.access(x, grid, walk)
+        at_y, at_dy = selector.access(y, pooled, walk), selector.access(dy, pooled, walk)
+        scratch = scratch_of(selector, step, node)
+        found: list[VectorStep] = []
+        for region in regions(windows, grid.m, grid.j, taps_matter=False):
+            here = restricted(step, region)
+            taps = [(r, s) for r in range(region.h.taps) for s in range(region.w.taps)]
+            if not taps:
+                found.append(replace(here, a=Source.ZERO))
+            for i, tap in enumerate(taps):
+                marked = dense(here, f"{node.name} mask", selector.keep.bits, selector.t)
+                found.append(
+                    replace(
+                        here,
+                        a=region.written(at_x),
+                        c=region.read(at_y, *tap),
+                        alu=Alu.EQ,
+                        target=marked,
+                        tile=None,
+                        text="maximum",
+                    )
+                )
+                whole = len(taps) == 1
+                end = i == len(taps) - 1
+                piece = dense(here, f"{node.name} part", "vector", selector.t)
+                gated = replace(here, a=region.read(at_dy, *tap), c=marked, alu=Alu.GATE)
+                if not whole:
+                    # The first piece begins the sum, the others are added to it.
+                    gated.target = piece if i else region.written(scratch)
+                    gated.tile = None
+                found.append(gated)
+                if i:
+                    so_far = region.written(scratch)
+                    total = replace(here, a=so_far, c=piece, alu=Alu.ADD)
+                    if not end:
+                        total.target, total.tile = so_far, None
+                    found.append(total)
+        return found
+
+    selector.finish(node, VectorStep(selector.loops(grid), Source.ZERO), None, walk, passes)
