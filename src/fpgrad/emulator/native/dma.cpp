@@ -15,7 +15,9 @@ void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t
     Word* out = m.row(SPACE_INBOX, i.inbox);
     if (i.gather) {
         const std::int64_t index_rows = (i.count + t - 1) / t;
-        Buffer<Word> numbers(static_cast<std::size_t>(index_rows * t));
+        // Kept from step to step: making it takes as long as the rows that a small batch loads.
+        thread_local Buffer<Word> numbers;
+        numbers.resize(static_cast<std::size_t>(index_rows * t));
         m.dram.read(dram_row(i.index, bases, step), index_rows, numbers.data());
         for (std::int64_t n = 0; n < i.count; ++n)
             m.dram.read(source + std::int64_t{numbers[n]} * i.stride, i.rows, out + n * i.rows * t);
