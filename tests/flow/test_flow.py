@@ -149,6 +149,32 @@ def test_sessions_refuse_what_they_do_not_know():
         session.upload({"x": np.zeros((4, 8)), "z": np.zeros(4)})
 
 
+def test_a_plan_is_followed_in_parts_until_there_is_another():
+    work = workload()
+    order = np.tile(work["order"], (160, 1))  # beyond a window of sums
+    scalars = {name: np.tile(values, 160) for name, values in work["scalars"].items()}
+    sessions = [open_session(program()) for _ in range(2)]
+    for session in sessions:
+        session.write_states(work["states"])
+    data = [session.upload(work["data"]) for session in sessions]
+    plan = sessions[0].plan(data[0], order, scalars)
+    parts = sessions[0].follow(plan, 0, 20)
+    parts += sessions[0].follow(plan, 20, 100, parts=3)
+    at = 0
+    for part, steps in zip(parts, (20, 100, 100, 100), strict=True):
+        some = slice(at, at + steps)
+        mine = {name: values[some] for name, values in scalars.items()}
+        assert part.sums == sessions[1].train(data[1], order[some], mine)
+        at += steps
+    for name, value in sessions[0].read_states().items():
+        np.testing.assert_array_equal(value, sessions[1].read_states()[name])
+    with pytest.raises(InvalidArgumentError, match=r"^steps must be among the plan's 320, not 300"):
+        sessions[0].follow(plan, 300, 7, parts=3)
+    sessions[0].predict(data[0], order[:1])
+    with pytest.raises(InvalidArgumentError, match=r"^plan must be the last one"):
+        sessions[0].follow(plan, 0, 1)
+
+
 def test_memory_is_given_back_when_data_are_released():
     p = program()
     tight = dataclasses.replace(

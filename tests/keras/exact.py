@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fpgrad.graph import Function, evaluate
+from fpgrad.host.session import Part
 
 __all__ = ["ExactSession"]
 
@@ -61,6 +62,20 @@ class ExactSession:
 
     def train(self, data, order, scalars, seeds) -> dict[str, float]:
         return self._steps("train", data, order, scalars, seeds)
+
+    def plan(self, data, order, scalars, seeds):
+        return data, order, scalars, seeds
+
+    def follow(self, plan, first, steps, parts) -> list[Part]:
+        data, order, scalars, seeds = plan
+        done = []
+        for at in range(first, first + parts * steps, steps):
+            some = slice(at, at + steps)
+            mine = {name: values[some] for name, values in scalars.items()}
+            before = self.counters["saturated_vector"]
+            sums = self.train(data, order[some], mine, None if seeds is None else seeds[some])
+            done.append(Part(sums, self.counters["saturated_vector"] - before))
+        return done
 
     def evaluate(self, data, order, scalars) -> dict[str, float]:
         return self._steps("evaluate", data, order, scalars, None)

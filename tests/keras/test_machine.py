@@ -53,6 +53,35 @@ def test_reference_and_emulator_train_to_the_same_bits(data):
     np.testing.assert_array_equal(outputs, other_outputs)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_epochs_that_nobody_watches_train_to_the_same_bits(data, weighted, batch_size):
+    x, y = data
+    weights = np.random.default_rng(1).uniform(0.5, 2, len(x)) if weighted else None
+    results = []
+    for callbacks in (None, [keras.callbacks.Callback()]):
+        model = small()
+        model.compile(
+            "adam",
+            "sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            weighted_metrics=["sparse_categorical_accuracy"],
+        )
+        fpga = FPGA(model)
+        keras.utils.set_random_seed(5)
+        how = {"batch_size": batch_size, "sample_weight": weights, "verbose": 0}
+        fpga.fit(x, y, **how)
+        history = fpga.fit(x, y, epochs=7, callbacks=callbacks, **how)
+        assert history.epoch == list(range(7))
+        assert int(model.optimizer.iterations) == 8 * -(-50 // batch_size)
+        variables = [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+        results.append((history.history, variables))
+    (history, variables), (others, other_variables) = results
+    assert history == others
+    for mine, theirs in zip(variables, other_variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_how_steps_are_grouped_does_not_change_a_bit(data):
     x, y = data
 

@@ -13,9 +13,10 @@ from tests.programs.draw import Draw
 from tests.programs.machines import STEPS, bases
 from tests.programs.order import assembled, ordered, queue
 
+from fpgrad.isa.assembler import instruction_text
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import Inspectable, RunResult
-from fpgrad.isa.instructions import Instruction, Vector
+from fpgrad.isa.instructions import Instruction
 from fpgrad.isa.program import Program
 
 #: What a program can be made of: "matrix" comes with the passes that take its rows.
@@ -46,7 +47,7 @@ class Case:
     def __repr__(self) -> str:
         """Without the machine and with the fields that are not plain: what a failing test shows."""
         lines = [
-            f"{unit.name.lower()} {n}: {shown(i)}"
+            f"{unit.name.lower()} {n}: {instruction_text(i)}"
             for unit, listed in self.program.units.items()
             for n, i in enumerate(listed)
         ]
@@ -55,12 +56,9 @@ class Case:
         head = f"runs {self.runs}, seed {self.seed}, odd {self.odd}"
         return "\n  ".join([head, *lines])
 
-
-def shown(instruction: Instruction) -> str:
-    """The instruction's text."""
-    from fpgrad.isa.assembler import instruction_text
-
-    return instruction_text(instruction)
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The same for a falsifying example."""
+        printer.text(repr(self))
 
 
 def _plain(d: Draw, kind: str) -> list[Instruction]:
@@ -89,14 +87,22 @@ def group(d: Draw, kinds: list[str], terms: int = 3) -> list[Instruction]:
     return [*matrices, *between, *passes]
 
 
-def chain(d: Draw, length: int, kinds: tuple[str, ...] = KINDS) -> list[Instruction]:
-    """The instructions of a step in the order in which they are meant."""
-    able = [k for k in kinds if k != "seed" or d.config.vector.random]
-    out: list[Instruction] = []
-    for _ in range(d.int(1, length)):
-        kind = d.one(*able)
-        out += group(d, able) if kind == "matrix" else _plain(d, kind)
-    return out
+@st.composite
+def _link(draw: Callable[[Any], Any], d: Draw, kinds: list[str]) -> list[Instruction]:
+    """One draw of a kind of instruction: several instructions if they belong together."""
+    d = d.within(draw)
+    kind = d.one(*kinds)
+    return group(d, kinds) if kind == "matrix" else _plain(d, kind)
+
+
+@st.composite
+def _part(draw: Callable[[Any], Any], d: Draw, length: int, kinds: list[str]) -> tuple[Any, int]:
+    """An entry, and the steps it is run for."""
+    d = d.within(draw)
+    links = draw(st.lists(_link(d, kinds), min_size=d.int(1, max(1, length // 2)), max_size=length))
+    more = {"amount": d.tokens, "extra": d.unit} if d.one(False, True) else {}
+    part = ordered(d.config, [i for link in links for i in link], **more)
+    return part, d.one(1, *range(1, STEPS + 1))
 
 
 @st.composite
@@ -116,14 +122,11 @@ def cases(
     """
     odd = draw(st.booleans()) if odd is None else odd
     d = Draw(draw, config, odd)
-    parts = {}
-    runs = []
-    for n in range(d.int(1, entries)):
-        instructions = chain(d, length, kinds)
-        more = {"amount": d.tokens, "extra": d.unit} if d.one(False, True) else {}
-        parts[f"part {n}"] = ordered(config, instructions, **more)
-        runs.append((f"part {n}", d.one(1, *range(1, STEPS + 1))))
-    return Case(assembled(config, parts), tuple(runs), d.int(0, 2**32 - 1), odd)
+    able = [k for k in kinds if k != "seed" or config.vector.random]
+    parts = draw(st.lists(_part(d, length, able), min_size=1, max_size=entries))
+    program = assembled(config, {f"part {n}": part for n, (part, _) in enumerate(parts)})
+    runs = tuple((f"part {n}", steps) for n, (_, steps) in enumerate(parts))
+    return Case(program, runs, d.int(0, 2**32 - 1), odd)
 
 
 @st.composite
@@ -145,8 +148,3 @@ def run(executor: Inspectable, case: Case) -> list[RunResult]:
     executor.load_program(case.program)
     executor.restore(contents(config, case.seed, case.odd))
     return [executor.run(name, steps, bases(config)) for name, steps in case.runs]
-
-
-def passes(case: Case) -> list[Vector]:
-    """The vector instructions of a case."""
-    return [i for x in case.program.units.values() for i in x if isinstance(i, Vector)]

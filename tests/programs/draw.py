@@ -36,6 +36,12 @@ class Draw:
         #: Bases in each memory that earlier instructions had.
         self.bases: dict[str, list[int]] = {name: [] for name in self.depth}
 
+    def within(self, draw: Callable[[Any], Any]) -> Draw:
+        """The same machine, drawn from inside of a strategy."""
+        inner = Draw(draw, self.config, self.odd)
+        inner.bases = self.bases
+        return inner
+
     def int(self, low: int, high: int) -> int:
         """An integer from ``low`` to ``high``."""
         return self.draw(st.integers(low, high))
@@ -58,7 +64,10 @@ class Draw:
         depth, low, high = self.depth[memory], 0, 0
         strides: list[int] = []
         for n in reversed(counts):
-            room = (depth - reserve - (high - low)) // max(1, n - 1)
+            if n == 1:
+                strides.insert(0, self.one(0, 0, 3, -5))
+                continue
+            room = (depth - reserve - (high - low)) // (n - 1)
             after = high - low + reserve
             match self.one("after", "after", "before", "same", "next", "last", "tile", "any"):
                 case "after":

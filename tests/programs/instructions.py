@@ -55,11 +55,15 @@ def vector_pass(d: Draw, kind: str, loops: Loops, flow: int = 0, acc: bool = Fal
     if acc:
         names = ["a", "b", *(() if reduce else ("c",))]
         operands[d.one(*names, *(("d",) if d.config.vector.post_multiply else ()))] = Source.ACC
+    p0, p1 = (
+        d.stream(loops) if source in operands.values() or d.one(False, False, True) else RowStream()
+        for source in (Source.P0, Source.P1)
+    )
     v = Vector(
         VectorOp.PASS,
         loops,
-        d.stream(loops),
-        d.stream(loops),
+        p0,
+        p1,
         **operands,
         negate_product=d.one(0, 1),
         negate_c=d.one(0, 1),

@@ -99,8 +99,9 @@ def areas(config: MachineConfig) -> dict[str, Area]:
     if config.memory.tile_dma:
         few, many = min(4 * t, 4), 4 * t + 2
         sizes["blocks"] = (8 * block_rows(t, few), block_rows(t, few), few)
-        if many <= config.memory.tiles <= 8 * t:
-            sizes["long"] = (4 * block_rows(t, many), block_rows(t, many), many)
+        long = block_rows(t, many)
+        if many <= config.memory.tiles and long <= 24:
+            sizes["long"] = (4 * long, long, many)
     out: dict[str, Area] = {}
     base = 1
     for register, (name, (rows, span, tiles)) in zip((2, 0, 15, 7, 4), sizes.items(), strict=False):

@@ -24,7 +24,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("name", ["T4", "T8", "T32", "E8M14"])
 @SETTINGS
 @given(data=st.data())
 def test_programs_are_legal_and_the_same_in_any_order(name: str, data: st.DataObject):
@@ -138,7 +138,7 @@ def test_everything_is_drawn():
 
     for kinds in (KINDS, ("matrix", "load", "store")):
 
-        @settings(SETTINGS, max_examples=70)
+        @settings(SETTINGS, max_examples=90)
         @given(case=cases(MACHINES["T4"], length=10, kinds=kinds))
         def look(case: Case) -> None:
             for unit, listed in case.program.units.items():

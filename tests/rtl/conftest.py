@@ -1,4 +1,4 @@
-"""Small machines, built once a session and kept in the user's cache between sessions."""
+"""Small machines, built when they are first asked for and kept in the user's cache between sessions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ CONFIGS = {
             tiles=24,
             inbox_rows=128,
             outbox_rows=64,
+            mask_rows=96,
+            bytes=True,
+            tile_dma=True,
             dram_rows=1024,
             dram_words_per_cycle=2,
         ),
@@ -38,6 +41,9 @@ CONFIGS = {
             tiles=19,
             inbox_rows=120,
             outbox_rows=72,
+            mask_rows=72,
+            bytes=True,
+            tile_dma=True,
             dram_rows=1024,
             dram_words_per_cycle=8,
         ),
@@ -79,6 +85,9 @@ CONFIGS = {
         control=ControlConfig(32, 64, 128, 32),
     ),
 }
+
+#: The everyday machines; the last one only where there is time to build it.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "bare" else name for name in CONFIGS]
 
 
 @pytest.fixture(scope="session")

@@ -140,8 +140,8 @@ def test_progress_is_told(tmp_path, monkeypatch):
 @pytest.mark.timeout(300)
 def test_machines_are_closed_in_any_order():
     """Verilator erases scopes from the thread's context: another machine's, or a closed one's."""
-    library = build_model(CONFIG).library
+    library = build_model(CONFIGS["moves"]).library
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
-        links = [VerilatedLink(library, CONFIG) for _ in range(3)]
+        links = [VerilatedLink(library, CONFIGS["moves"]) for _ in range(3)]
         for n in order:
             links[n].close()

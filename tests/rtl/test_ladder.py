@@ -7,83 +7,140 @@ import dataclasses
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.rtl.compare import check_random, differences, reference_dump, rtl_dump, run_both
-from tests.rtl.conftest import CONFIGS
-from tests.rtl.programs import BASE, random_program
+from tests.programs.cases import KINDS, cases, once, products, run
+from tests.programs.machines import bases
+from tests.programs.order import single
+from tests.rtl.compare import difference
+from tests.rtl.conftest import CONFIGS, NAMES
 
+from fpgrad.emulator import EmulatorExecutor
 from fpgrad.errors import (
     ExecutionError,
     InvalidArgumentError,
     ProgramError,
     ProgramMismatchError,
 )
+from fpgrad.isa.compare import first_difference
 from fpgrad.isa.config import MachineConfig
-from fpgrad.isa.instructions import Load, Loops, Matrix, Source, Tokens, Unit, Vector
-from fpgrad.isa.program import Entry, Program
+from fpgrad.isa.instructions import (
+    Load,
+    Loops,
+    Matrix,
+    RowStream,
+    Source,
+    Space,
+    Target,
+    Tokens,
+    Unit,
+    Vector,
+)
+from fpgrad.isa.program import Entry, Program, Symbol
 from fpgrad.reference import ReferenceExecutor
 
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_random_programs_leave_the_same_bits(machines, name):
-    for seed in range(25):
-        check_random(CONFIGS[name], machines(name), seed, count=30, steps=3)
-
-
-@settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+SETTINGS = settings(
+    deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-@given(seed=st.integers(0, 1 << 32), count=st.integers(1, 30), steps=st.integers(1, 3))
-def test_any_random_program_leaves_the_same_bits(machines, seed, count, steps):
-    check_random(CONFIGS["side 4"], machines("side 4"), seed, count, steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@SETTINGS
+@given(data=st.data())
+def test_random_programs_leave_the_same_bits(machines, name: str, data: st.DataObject):
+    case = data.draw(cases(CONFIGS[name], length=12))
+    assert difference(case, machines(name)) is None
+
+
+@pytest.mark.parametrize("kind", list(dict.fromkeys(KINDS)))
+@SETTINGS
+@given(data=st.data())
+def test_each_kind_of_instruction_alone(machines, kind: str, data: st.DataObject):
+    case = data.draw(cases(CONFIGS["side 4"], 4, (kind,), entries=1))
+    assert difference(case, machines("side 4")) is None
+
+
+@SETTINGS
+@given(data=st.data())
+def test_cycles_are_those_of_the_emulator(machines, data: st.DataObject):
+    config = CONFIGS["side 4"]
+    case = data.draw(cases(config, kinds=tuple(k for k in KINDS if k not in ("load", "store"))))
+    rtl, emulator = run(machines("side 4"), case), run(EmulatorExecutor(config), case)
+    assert [r.cycles for r in rtl] == [r.cycles for r in emulator]
+
+
+@SETTINGS
+@given(data=st.data())
+def test_long_sums(machines, data: st.DataObject):
+    case = data.draw(products(CONFIGS["side 8"], 200))
+    assert difference(case, machines("side 8")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", NAMES)
+@settings(SETTINGS, max_examples=1000, derandomize=False)
+@given(data=st.data())
+def test_many_random_programs_leave_the_same_bits(machines, name: str, data: st.DataObject):
+    case = data.draw(cases(CONFIGS[name], length=20))
+    assert difference(case, machines(name)) is None
+
+
+COPY = Vector(
+    loops=Loops(n0=16),
+    p0=RowStream(Space.VECTOR, 0, 0, s0=1),
+    a=Source.P0,
+    target=Target(Space.VECTOR, 32, s0=1),
+)
+SYMBOLS = (
+    Symbol("dense/kernel", "vector", 16, 8, 4, 8),
+    Symbol("x", "tile", 2, 2, 4, 8, transposed=True),
+    Symbol("relu", "mask", 16, 16, 6, 8),
+)
+PROGRAM = dataclasses.replace(single(CONFIGS["side 4"], COPY), symbols=SYMBOLS)
 
 
 @pytest.mark.parametrize(
-    "kind", ["load", "store", "pass", "reduce", "tile", "matrix", "scalars", "seed"]
-)
-def test_each_kind_of_instruction_alone(machines, kind):
-    for seed in range(5):
-        program, words = random_program(CONFIGS["side 4"], 100 + seed, 10, (kind,))
-        lines, _ = run_both(CONFIGS["side 4"], machines("side 4"), program, words, 1)
-        assert not lines, f"seed {100 + seed}: " + "; ".join(lines)
-
-
-@pytest.mark.parametrize(
-    ("memory", "place"),
+    ("memory", "index", "place"),
     [
-        ("vector", (17, 3)),
-        ("inbox", (5, 0)),
-        ("outbox", (63, 2)),
-        ("mantissas", (3, 1, 2)),
-        ("exponents", (7,)),
-        ("scalars", (1,)),
-        ("random", (2,)),
-        ("dram", (40, 1)),
+        ("vector", (17, 3), "vector row 17, lane 3 (dense/kernel[1, 3]): "),
+        ("inbox", (5, 0), "inbox row 5, lane 0: "),
+        ("outbox", (63, 2), "outbox row 63, lane 2: "),
+        ("mask", (95, 3), "mask row 95, lane 3: "),
+        ("mask", (21, 1), "mask row 21, lane 1 (relu[1, 5]): "),
+        ("mantissas", (3, 1, 2), "mantissas tile 3, row 1, lane 2 (x[2, 5]): "),
+        ("exponents", (7,), "exponents tile 7: "),
+        ("scalars", (1,), "scalars lane 1: "),
+        ("random", (2,), "random lane 2: "),
+        ("dram", (40, 1), "dram row 40, lane 1: "),
     ],
 )
-def test_one_flipped_bit_is_found_and_named(machines, memory, place):
-    config, rtl = CONFIGS["side 4"], machines("side 4")
-    program, words = random_program(config, 1)
-    lines, _ = run_both(config, rtl, program, words, 1)
-    assert lines == []
-    before = rtl_dump(rtl)
-    value = int(before[memory][place])
-    rtl.poke(memory, place, value ^ 1)
-    lines = differences(before, rtl_dump(rtl))
-    assert lines == [
-        f"{memory}: 1 differ, first {place}: {value:#x} and {value ^ 1:#x}",
-    ]
+@pytest.mark.parametrize("other", [ReferenceExecutor, EmulatorExecutor])
+def test_one_flipped_bit_is_found_and_named(
+    machines, other, memory: str, index: tuple[int, ...], place: str
+):
+    """In either machine."""
+    pair = other(CONFIGS["side 4"]), machines("side 4")
+    for executor in pair:
+        run(executor, once(PROGRAM, 1))
+    before = pair[0].dump()
+    assert first_difference(before, pair[1].dump(), PROGRAM) is None
+    for executor in pair:
+        executor.poke(memory, index, int(before[memory][index]) ^ 1)
+        found = first_difference(pair[0].dump(), pair[1].dump(), PROGRAM)
+        assert found is not None
+        assert found.startswith(place)
+        executor.poke(memory, index, int(before[memory][index]))
+        assert first_difference(before, executor.dump(), PROGRAM) is None
 
 
 def test_a_bit_flipped_before_the_run_spreads(machines):
-    config, rtl = CONFIGS["side 4"], machines("side 4")
-    program, words = random_program(config, 2)
-    run_both(config, rtl, program, words, 1)
-    wanted = rtl_dump(rtl)
-    rtl.load_program(program)
-    words[0, 0] ^= 1 << 30
-    rtl.write(BASE, words)
-    rtl.run("main", 1, [BASE])
-    assert differences(wanted, rtl_dump(rtl))
+    rtl = machines("side 4")
+    run(rtl, once(PROGRAM, 2))
+    wanted = rtl.dump()
+    rtl.poke("vector", (3, 2), int(wanted["vector"][3, 2]) ^ 1)
+    rtl.run("run", 1, bases(CONFIGS["side 4"]))
+    found = first_difference(wanted, rtl.dump(), PROGRAM)
+    assert found is not None
+    assert "; 2 of " in found
 
 
 def entry(*lengths: int, tokens=((0,) * 4,) * 4) -> Entry:
@@ -124,7 +181,7 @@ def test_a_deadlock_is_an_error_that_names_units_and_instructions(machines):
 
 def test_a_pass_without_its_rows_is_an_error(machines):
     rtl = machines("side 4")
-    takes = Vector(loops=Loops(1, 1, 2), a=Source.ACC)
+    takes = Vector(loops=Loops(n0=2), a=Source.ACC)
     program = Program(
         CONFIGS["side 4"],
         {Unit.MATRIX: (Matrix(rows=1),), Unit.VECTOR: (takes,)},
@@ -156,23 +213,26 @@ def test_what_a_machine_cannot_run_is_refused(machines):
         rtl.read(1020, 8)
 
 
-def test_reference_dump_has_the_same_memories(machines):
-    rtl = machines("bare")
-    fresh = ReferenceExecutor(CONFIGS["bare"])
-    rtl.load_program(Program(CONFIGS["bare"], {}, {}))
-    assert differences(reference_dump(fresh), rtl_dump(rtl)) == []
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_machine_has_the_memories_of_the_reference(machines, name: str):
+    rtl = machines(name)
+    rtl.load_program(Program(CONFIGS[name], {}, {}))
+    wanted, got = ReferenceExecutor(CONFIGS[name]).dump(), rtl.dump()
+    assert {k: x.shape for k, x in wanted.items()} == {k: x.shape for k, x in got.items()}
+    assert first_difference(wanted, got) is None
 
 
-def test_a_dump_can_be_restored(machines):
-    config, rtl = CONFIGS["side 4"], machines("side 4")
-    program, words = random_program(config, 3)
-    run_both(config, rtl, program, words, 1)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dump_can_be_restored(machines, name: str):
+    config, rtl = CONFIGS[name], machines(name)
+    program = single(config, COPY)
+    run(rtl, once(program, 3))
     before = rtl.dump()
     rtl.load_program(program)
-    assert differences(before, rtl_dump(rtl) | {"dram": before["dram"]})
+    assert first_difference(before, rtl.dump())
     rtl.restore(before)
     after = rtl.dump()
-    assert differences(before, after) == []
+    assert first_difference(before, after) is None
     assert len(after["dram"]) == len(before["dram"])
 
 

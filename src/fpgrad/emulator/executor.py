@@ -99,6 +99,7 @@ class EmulatorExecutor:
         self.level = levels[-1] if level is None else level
         self.threads = min(2, os.cpu_count() or 1) if threads is None else threads
         self._program: Program | None = None
+        self._entries: dict[str, tuple[list[int], list[int], list[list[int]]]] = {}
         self._model: CycleModel | None = None
         self._native = self._make()
 
@@ -116,6 +117,10 @@ class EmulatorExecutor:
         _check(program)
         self._native.load_program(*(leaves(program, unit) for unit in Unit))
         self._program = program
+        self._entries = {
+            name: (list(e.start), list(e.stop), [list(row) for row in e.tokens])
+            for name, e in program.entries.items()
+        }
         self._model = CycleModel(program)
 
     def write(self, row: int, words: NDArray[np.uint32]) -> None:
@@ -142,12 +147,9 @@ class EmulatorExecutor:
             raise ExecutionError("no program is loaded")
         if entry not in program.entries:
             raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
-        e = program.entries[entry]
         before = self._native.saturated()
         registers = [int(b) for b in bases] + [0] * (16 - len(bases))
-        stopped = self._native.run(
-            list(e.start), list(e.stop), [list(row) for row in e.tokens], steps, registers
-        )
+        stopped = self._native.run(*self._entries[entry], steps, registers)
         if stopped is not None:
             raise ExecutionError(self._where(*stopped))
         after = self._native.saturated()

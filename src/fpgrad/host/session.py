@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,40 @@ class Dataset:
     columns: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Steps with their order, scalars and seeds in device memory, until the session plans others.
+
+    Args:
+        entry: of the program.
+        steps: how many there are.
+        bases: the entry's base registers for the first step.
+        strides: rows by which each moves on with a step.
+    """
+
+    entry: str
+    steps: int
+    bases: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def at(self, step: int) -> list[int]:
+        """The base registers for a run that begins with ``step``."""
+        return [base + step * stride for base, stride in zip(self.bases, self.strides, strict=True)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of some steps.
+
+    Args:
+        sums: over the steps, of the metric states by name, in float64.
+        saturated: how many numbers were limited to the largest.
+    """
+
+    sums: dict[str, float]
+    saturated: int
+
+
 class Session:
     """Runs a program. Not safe for use from several threads."""
 
@@ -55,6 +90,7 @@ class Session:
             0,
         )  # the entry whose metrics the device holds, and after how many steps
         self._so_far: dict[str, float] = {}
+        self._plan: Plan | None = None
         executor.load_program(program)
         self._image_row = self._memory.reserve(max(1, len(self._image)))
         for base, values in self.meta["constants"]:
@@ -80,10 +116,10 @@ class Session:
             self._scratch[name] = first, size
         return first
 
-    def _write(self, row: int, values: NDArray[np.float32]) -> None:
+    def _words(self, values: NDArray[np.float32]) -> NDArray[np.uint32]:
         words, over = pack.to_words(self.number, values)
         self.counters["saturated_host"] += over
-        self.executor.write(row, words.reshape(-1, self.side))
+        return words
 
     def _read(self, row: int, rows: int) -> NDArray[np.float32]:
         return pack.from_words(self.number, self.executor.read(row, rows))
@@ -137,7 +173,7 @@ class Session:
             ) from None
 
     def _send_image(self) -> None:
-        self._write(self._image_row, self._image)
+        self.executor.write(self._image_row, self._words(self._image))
         for i in range(self.meta["chunks"]):
             self.executor.run(f"load/{i}", 1, [self._image_row])
         self.executor.run("quantise", 1, [])
@@ -200,13 +236,12 @@ class Session:
         if "image" in info:
             array = pack.bordered(array, info["image"])
         if info.get("octets"):
-            words = pack.sample_octets(_octets(name, array), self.side)
-            data.rows[name] = self._memory.reserve(words.shape[0] * words.shape[1])
-            self.executor.write(data.rows[name], words.reshape(-1, self.side))
-            return
-        rows = pack.sample_rows(array, self.side)
-        data.rows[name] = self._memory.reserve(rows.shape[0] * rows.shape[1])
-        self._write(data.rows[name], rows)
+            rows = pack.sample_octets(_octets(name, array), self.side)
+        else:
+            numbers = array.astype(np.float32, copy=False)
+            rows = pack.sample_rows(self._words(numbers), self.side)
+        data.rows[name] = self._memory.reserve(len(rows))
+        self.executor.write(data.rows[name], rows)
 
     def _upload_columns(
         self, data: Dataset, group: str, names: list[str], arrays: Mapping[str, NDArray]
@@ -214,12 +249,12 @@ class Session:
         key = f"{group}: {','.join(names)}"
         if key in data.rows:
             return
-        rows = np.zeros((data.samples + 1, self.side), np.float32)
+        rows = np.zeros((data.samples + 1, self.side), np.uint32)
         for lane, name in enumerate(names):
             if name in arrays:
-                rows[: data.samples, lane] = arrays[name].reshape(data.samples)
+                rows[: data.samples, lane] = self._words(arrays[name].reshape(data.samples))
         data.rows[key] = self._memory.reserve(len(rows))
-        self._write(data.rows[key], rows)
+        self.executor.write(data.rows[key], rows)
 
     # Running ------------------------------------------------------------------------------------
 
@@ -240,7 +275,42 @@ class Session:
         Returns:
             sums over all steps of the metric states, by name, in float64.
         """
-        return self._metrics("train", data, order, scalars, seeds)
+        plan = self.plan(data, order, scalars, seeds)
+        return self.follow(plan, 0, plan.steps)[0].sums
+
+    def plan(
+        self,
+        data: Dataset,
+        order: NDArray[np.integer],
+        scalars: Mapping[str, ArrayLike],
+        seeds: NDArray[np.uint64] | None = None,
+    ) -> Plan:
+        """Write down training steps without running them; the arguments are those of :meth:`train`.
+
+        The plan holds until the session is given other steps of any kind.
+        """
+        return self._prepare("train", data, order, scalars, seeds)
+
+    def follow(self, plan: Plan, first: int, steps: int, parts: int = 1) -> list[Part]:
+        """Run planned steps in equal parts that follow each other.
+
+        Args:
+            plan: the last one that this session made.
+            first: the first step, counted from 0.
+            steps: in each part.
+            parts: how many parts; reading the sums of many at once takes less time.
+
+        Raises:
+            InvalidArgumentError: the session has been given other steps since, or the plan ends before.
+        """
+        if plan is not self._plan:
+            raise InvalidArgumentError("plan must be the last one that this session made")
+        last = first + parts * steps
+        if not 0 <= first <= last <= plan.steps:
+            raise InvalidArgumentError(
+                f"steps must be among the plan's {plan.steps}, not {first} to {last}"
+            )
+        return self._metrics(plan, first, steps, parts)
 
     def evaluate(
         self,
@@ -249,16 +319,17 @@ class Session:
         scalars: Mapping[str, ArrayLike] | None = None,
     ) -> dict[str, float]:
         """Metric sums over the samples of ``order``; weights stay as they are."""
-        return self._metrics("evaluate", data, order, scalars or {}, None)
+        plan = self._prepare("evaluate", data, order, scalars or {}, None)
+        return self._metrics(plan, 0, plan.steps, 1)[0].sums
 
     def predict(self, data: Dataset, order: NDArray[np.integer]) -> dict[str, NDArray[np.float32]]:
         """Outputs for the samples of ``order``, padding left out, by output name."""
-        bases = self._prepare("predict", data, order, {}, None)
         steps = len(order)
         places = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
             places[info["name"]] = self._space(f"output {info['name']}", steps * info["rows"])
-        self._run("predict", steps, bases | places)
+        plan = self._prepare("predict", data, order, {}, None, places)
+        self._run("predict", steps, plan.bases)
         real = np.asarray(order).reshape(-1) >= 0
         out: dict[str, NDArray[np.float32]] = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
@@ -270,60 +341,63 @@ class Session:
             out[info["name"]] = whole.reshape(-1, shape[1])[real]
         return out
 
-    def _metrics(
-        self,
-        entry: str,
-        data: Dataset,
-        order: NDArray[np.integer],
-        scalars: Mapping[str, ArrayLike],
-        seeds: NDArray[np.uint64] | None,
-    ) -> dict[str, float]:
-        order = np.asarray(order)
-        bases = self._prepare(entry, data, order, scalars, seeds)
-        sums = dict.fromkeys(self._metric_names(), 0.0)
-        done, registers = 0, self.program.entries[entry].bases
-        while done < len(order):
-            if self._window[0] != entry or self._window[1] >= WINDOW:
-                if sums:
-                    self.executor.run("reset", 1, [])
-                self._window = (entry, 0)
-                self._so_far = dict.fromkeys(sums, 0.0)
-            steps = min(len(order) - done, WINDOW - self._window[1])
-            self._run(entry, steps, self._advance(registers, bases, done, order))
-            self._window = (entry, self._window[1] + steps)
-            done += steps
-            now = self._read_metrics()
-            for name in sums:
-                sums[name] += now[name] - self._so_far[name]
-            self._so_far = now
-        return sums
+    def _metrics(self, plan: Plan, first: int, steps: int, parts: int) -> list[Part]:
+        size = self.meta["metrics"][1]
+        # A look at the sums ends each part and each window.
+        place = self._space("metrics", size * (parts + parts * steps // WINDOW + 1)) if size else 0
+        window, so_far = self._window, self._so_far
+        # An error or interrupt leaves sums that nobody knows.
+        self._window = ("", 0)
+        looks: list[tuple[int, bool]] = []  # the part, and whether sums began at zero
+        saturated: list[int] = []
+        at = first
+        for part in range(parts):
+            before = self._saturated()
+            stop = first + (part + 1) * steps
+            while at < stop:
+                fresh = window[0] != plan.entry or window[1] >= WINDOW
+                if fresh:
+                    if size:
+                        self.executor.run("reset", 1, [])
+                    window = (plan.entry, 0)
+                some = min(stop - at, WINDOW - window[1])
+                self._run(plan.entry, some, plan.at(at))
+                window = (plan.entry, window[1] + some)
+                at += some
+                if size:
+                    self._run("metrics", 1, [place + len(looks) * size], count=False)
+                looks.append((part, fresh))
+            saturated.append(self._saturated() - before)
+        sums = [dict.fromkeys(self._metric_states, 0.0) for _ in range(parts)]
+        if size and looks:
+            seen = self._seen(place, len(looks))
+            for i, (part, fresh) in enumerate(looks):
+                now = {name: values[i] for name, values in seen.items()}
+                for name, value in now.items():
+                    sums[part][name] += value - (0.0 if fresh else so_far[name])
+                so_far = now
+        self._window, self._so_far = window, so_far
+        return [Part(s, n) for s, n in zip(sums, saturated, strict=True)]
 
-    def _metric_names(self) -> list[str]:
-        return [name for name, info in self.meta["states"].items() if info["role"] == "metric"]
+    @cached_property
+    def _metric_states(self) -> dict[str, Mapping[str, Any]]:
+        states = self.meta["states"].items()
+        return {name: info for name, info in states if info["role"] == "metric"}
 
-    def _advance(
-        self, names: Sequence[str], bases: Mapping[str, int], done: int, order: NDArray[np.integer]
-    ) -> dict[str, int]:
-        """Bases for a run that begins after ``done`` steps: what comes with each step moves on."""
-        rows = {"order": -(-order.shape[1] // self.side), "scalars": 1, "seed": 1}
-        return {name: bases[name] + done * rows.get(name, 0) for name in names}
+    def _saturated(self) -> int:
+        return self.counters["saturated_vector"] + self.counters["saturated_accumulator"]
 
-    def _read_metrics(self) -> dict[str, float]:
+    def _seen(self, place: int, looks: int) -> dict[str, list[float]]:
+        """The sums at each look, by metric state."""
         first, size = self.meta["metrics"]
-        if not size:
-            return {}
-        place = self._space("metrics", size)
-        self._run("metrics", 1, {"metrics": place}, count=False)
-        rows = self._read(place, size)
-        sums: dict[str, float] = {}
-        for name in self._metric_names():
-            info = self.meta["states"][name]
+        rows = self._read(place, looks * size).reshape(looks, size, self.side)
+        seen: dict[str, list[float]] = {}
+        for name, info in self._metric_states.items():
             at = info["base"] - first
-            values = pack.tensor(
-                rows[at : at + info["rows"]], tuple(info["shape"]), info["kind"], False
-            )
-            sums[name] = float(values.astype(np.float64).sum())
-        return sums
+            mine = rows[:, at : at + info["rows"]]
+            values = pack.tensor(mine, tuple(info["shape"]), info["kind"], False)
+            seen[name] = values.reshape(looks, -1).astype(np.float64).sum(axis=1).tolist()
+        return seen
 
     def _prepare(
         self,
@@ -332,35 +406,39 @@ class Session:
         order: NDArray[np.integer],
         scalars: Mapping[str, ArrayLike],
         seeds: NDArray[np.uint64] | None,
-    ) -> dict[str, int]:
-        """Write order, scalars and seeds to device memory; the bases by register name."""
+        places: Mapping[str, int] | None = None,
+    ) -> Plan:
+        """Write order, scalars and seeds to device memory. ``places`` are bases for results, by register name."""
+        self._plan = None
+        order = np.asarray(order)
         info = self.meta["functions"][entry]
         steps, n = np.shape(order)
         if n != info["batch_size"]:
             raise DataShapeError(f"order must have {info['batch_size']} samples a step, not {n}")
-        bases = {x["name"]: data.rows[x["name"]] for x in info["inputs"]}
+        bases = {x["name"]: data.rows[x["name"]] for x in info["inputs"]} | dict(places or {})
         for group, names in enumerate(info["columns"]):
             bases[f"columns {group}"] = data.rows[f"columns {group}: {','.join(names)}"]
         t = self.side
-        padded = np.full((steps, -(-n // t) * t), -1, np.int64)
-        padded[:, :n] = order
-        numbers = np.where(padded < 0, data.samples, padded)
-        if numbers.size and numbers.max() > data.samples:
+        if order.size and order.max() > data.samples:
             raise DataShapeError(
-                f"order names sample {numbers.max()}, the data set has {data.samples}"
+                f"order names sample {order.max()}, the data set has {data.samples}"
             )
-        bases["order"] = self._space("order", numbers.size // t)
-        self.executor.write(bases["order"], numbers.astype(np.uint32).reshape(-1, t))
+        index_rows = -(-n // t)
+        numbers = np.full((steps, index_rows * t), data.samples, np.uint32)
+        np.copyto(numbers[:, :n], order, where=order >= 0, casting="unsafe")
+        bases["order"] = self._space("order", steps * index_rows)
+        self.executor.write(bases["order"], numbers.reshape(-1, t))
         if info["scalars"]:
-            rows = np.zeros((steps, t), np.float32)
+            rows = np.zeros((steps, t), np.uint32)
             for lane, name in enumerate(info["scalars"]):
                 if name not in scalars:
                     raise InvalidArgumentError(
                         f"scalars must hold {name!r}; given are {sorted(scalars)}"
                     )
-                rows[:, lane] = np.asarray(scalars[name], np.float64)
+                values = np.broadcast_to(np.asarray(scalars[name], np.float32), (steps,))
+                rows[:, lane] = self._words(values)
             bases["scalars"] = self._space("scalars", steps)
-            self._write(bases["scalars"], rows)
+            self.executor.write(bases["scalars"], rows)
         if info["spill"]:
             bases["spill"] = self._space("spill", info["spill"])
         if info["seed"]:
@@ -368,13 +446,18 @@ class Session:
                 raise InvalidArgumentError("seeds must be given: the model draws random numbers")
             bases["seed"] = self._space("seed", steps)
             self.executor.write(bases["seed"], lane_seeds(np.asarray(seeds, np.uint64), t))
-        return bases
-
-    def _run(
-        self, entry: str, steps: int, bases: Mapping[str, int], count: bool = True
-    ) -> RunResult:
+        moves = {"order": index_rows, "scalars": 1, "seed": 1}
         registers = self.program.entries[entry].bases
-        result = self.executor.run(entry, steps, [bases[name] for name in registers])
+        self._plan = Plan(
+            entry,
+            steps,
+            tuple(bases[name] for name in registers),
+            tuple(moves.get(name, 0) for name in registers),
+        )
+        return self._plan
+
+    def _run(self, entry: str, steps: int, bases: Sequence[int], count: bool = True) -> RunResult:
+        result = self.executor.run(entry, steps, bases)
         self.counters["saturated_vector"] += result.saturated_vector
         self.counters["saturated_accumulator"] += result.saturated_accumulator
         if count:

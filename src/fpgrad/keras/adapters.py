@@ -54,6 +54,9 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
 
 def is_arrays(x: Any, y: Any = None, sample_weight: Any = None) -> bool:
     """Says whether Keras would treat the arguments as arrays in memory."""
+    if all(a is None or isinstance(a, np.ndarray) for a in (x, y, sample_weight)):
+        # What Keras would find out by a walk through its trees.
+        return True
     return can_convert_arrays((x, y, sample_weight))
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import keras
 from keras.src.utils import is_default
 
+from fpgrad.keras.adapters import CallbackList
+
 Phase = Literal["train", "test", "predict"]
 
 _EPOCH_SAFE = (
@@ -26,6 +28,13 @@ def needs_every_step(callbacks: Any, phase: Phase) -> bool:
     return any(_acts_on_batches(callback, phase) for callback in callbacks.callbacks)
 
 
+def hears_of_batches(callbacks: Any, phase: Phase) -> bool:
+    """Says whether a callback of the list, or the list, does anything when batches of ``phase`` run."""
+    return type(callbacks) is not CallbackList or any(
+        _batch_methods(callback, phase) for callback in callbacks.callbacks
+    )
+
+
 def has_watchers(callbacks: Any) -> bool:
     """Says whether any callback may look at the model, or change it."""
     blind = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
@@ -33,10 +42,7 @@ def has_watchers(callbacks: Any) -> bool:
 
 
 def _acts_on_batches(callback: Any, phase: Phase) -> bool:
-    names = [f"on_{phase}_batch_begin", f"on_{phase}_batch_end"]
-    if phase == "train":
-        names += ["on_batch_begin", "on_batch_end"]
-    own = [name for name in names if not is_default(getattr(callback, name))]
+    own = _batch_methods(callback, phase)
     if not own:
         return False
     known = next((cls for cls in _KNOWN if isinstance(callback, cls)), None)
@@ -46,6 +52,14 @@ def _acts_on_batches(callback: Any, phase: Phase) -> bool:
     ):
         return True
     return _KNOWN[known](callback)
+
+
+def _batch_methods(callback: Any, phase: Phase) -> list[str]:
+    """The batch methods that a callback has of its own."""
+    names = [f"on_{phase}_batch_begin", f"on_{phase}_batch_end"]
+    if phase == "train":
+        names += ["on_batch_begin", "on_batch_end"]
+    return [name for name in names if not is_default(getattr(callback, name))]
 
 
 def _by_frequency(attribute: str) -> Any:

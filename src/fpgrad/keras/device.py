@@ -27,7 +27,7 @@ from fpgrad.keras.seeds import StepSeeds
 from fpgrad.keras.sources import Placed
 from fpgrad.transform import slot_state
 
-__all__ = ["Compiled", "Device", "OpenSession", "Trial"]
+__all__ = ["Compiled", "Device", "OpenSession", "Planned", "Trial"]
 
 OpenSession = Callable[[Mapping[str, Function]], Any]
 """Opens a session for the functions of one batch size."""
@@ -91,6 +91,27 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Training steps whose batches, scalars and seeds are on the device.
+
+    Attributes:
+        compiled: what runs them.
+        plan: the session's handle.
+        first: the optimizer's iterations before the first of them.
+        steps: in each of the equal parts that are run one by one.
+        totals: samples and their weight in each part.
+        constant: whether the learning rate was a number when the steps were planned.
+    """
+
+    compiled: Compiled
+    plan: Any
+    first: int
+    steps: int
+    totals: list[tuple[int, float]]
+    constant: bool
+
+
+@dataclass(frozen=True)
 class Trial:
     """Everything that some training steps depend on, in the terms of a session."""
 
@@ -115,6 +136,10 @@ class Device:
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
         self._ahead: Compiled | None = None
+        self._iterations: tuple[Any, int] | None = None
+        """The optimizer's variable and what it must be set to, while the device is ahead."""
+        self.seconds: dict[str, float] = {}
+        """How long a step took when last timed, by function."""
         self._seeds = StepSeeds(model)
         self._past_counts: dict[str, int] = {}
         self._names: dict[str, int] | None = None
@@ -139,6 +164,7 @@ class Device:
             session = self._open_session(steps.functions)
             found = Compiled(lowered, steps, session, _links(self.model, lowered, steps))
             self._compiled[training, batch_size] = found
+            self.seconds.clear()
         if self._ahead is not None and self._ahead is not found:
             self.pull()
         if self._ahead is None:
@@ -228,6 +254,13 @@ class Device:
                 total[name] = total.get(name, 0) + int(count)
         return total
 
+    def count(self, prefix: str) -> int:
+        """The sum of those `counters` whose names begin with ``prefix``."""
+        every = [self._past_counts, *(c.session.counters for c in self._compiled.values())]
+        return sum(
+            int(n) for counters in every for name, n in counters.items() if name.startswith(prefix)
+        )
+
     def trial(self, steps: int, batch_size: int, seed: int) -> Trial:
         """Returns random data for ``steps`` training steps from the model's present variables."""
         lowered = self.description(training=True)
@@ -245,24 +278,61 @@ class Device:
             data={name: array for name, array in samples.items() if name in read},
             order=order,
             scalars=scalars,
-            states={link.state: _read(link) / link.scale for link in links},
+            states={link.state: _read(link).astype(np.float64) / link.scale for link in links},
             seeds=self._seeds.draw(first, steps) if built.seeded else None,
         )
 
     # Running -----------------------------------------------------------------------------------
 
-    def train(self, compiled: Compiled, placed: Placed) -> dict[str, float]:
-        """Runs training steps and returns the sum of every metric state."""
+    @property
+    def rate_is_constant(self) -> bool:
+        """Whether the learning rate is a number until somebody sets another one."""
+        return _is_constant(self.model.optimizer._learning_rate)
+
+    def plan(self, compiled: Compiled, placed: Placed, epochs: int = 1) -> Planned:
+        """Writes everything that training steps need to the device, without running them.
+
+        Args:
+            compiled: what is to run them.
+            placed: their batches.
+            epochs: in how many equal parts they will be run.
+        """
         optimizer = self.model.optimizer
-        first = int(_number(optimizer._iterations))
+        first = self._first()
         steps = len(placed.counts)
         scalars = {"inv_count": 1.0 / placed.counts}
         scalars.update(_optimizer_scalars(compiled.steps, optimizer, first, steps))
         seeds = self._seeds.draw(first, steps) if compiled.steps.seeded else None
         with self._running(compiled):
-            sums = compiled.session.train(placed.dataset, placed.order, scalars, seeds)
-            optimizer._iterations.assign(first + steps)
-        return sums
+            plan = compiled.session.plan(placed.dataset, placed.order, scalars, seeds)
+        totals, constant = placed.totals(epochs), self.rate_is_constant
+        return Planned(compiled, plan, first, steps // epochs, totals, constant)
+
+    def train(self, planned: Planned, first: int = 0, parts: int = 1) -> list[Any]:
+        """Runs parts of the planned steps; returns of each the sums of the metric states and saturations.
+
+        The model and its optimizer are behind until `pull`.
+        """
+        with self._running(planned.compiled):
+            at, steps = first * planned.steps, planned.steps
+            done = planned.compiled.session.follow(planned.plan, at, steps, parts)
+            at += parts * steps
+            self._iterations = self.model.optimizer._iterations, planned.first + at
+            if not planned.constant:
+                # The user's code may look at it when it is asked for the next rate.
+                self._write_iterations()
+        return done
+
+    def _first(self) -> int:
+        if self._iterations is not None:
+            return self._iterations[1]
+        return int(_number(self.model.optimizer._iterations))
+
+    def _write_iterations(self) -> None:
+        if self._iterations is not None:
+            variable, number = self._iterations
+            variable.assign(number)
+            self._iterations = None
 
     def evaluate(self, compiled: Compiled, placed: Placed) -> dict[str, float]:
         """Runs evaluation steps and returns the sum of every metric state."""
@@ -287,7 +357,7 @@ class Device:
             yield
         except BaseException:
             compiled.synced.clear()
-            self._ahead = None
+            self._ahead = self._iterations = None
             raise
 
     # Moving variables --------------------------------------------------------------------------
@@ -297,35 +367,43 @@ class Device:
         compiled = self._ahead
         if compiled is None:
             return
+        self._write_iterations()
         trained = [link for link in compiled.links if link.state in compiled.trained]
         values = compiled.session.read_states([link.state for link in trained])
         for link in trained:
             value = values[link.state] * np.float32(link.scale)
             link.variable.assign(link.layout.unpack(value).reshape(link.variable.shape))
-            # Exactly what the variable now reads as: float32 or float64, both hold it.
-            compiled.synced[link.state] = value.astype(np.float64)
+            # Exactly what the variable now reads as: float32 or float64, both hold it. A copy, for
+            # the variable may have become a view of the array.
+            compiled.synced[link.state] = value.copy()
         self._ahead = None
 
     def _push(self, compiled: Compiled) -> None:
         """Writes variables that someone has changed in the meantime, such as a callback."""
         changed: dict[str, np.ndarray] = {}
+        scales: dict[str, float] = {}
         for link in compiled.links:
             value = _read(link)
             known = compiled.synced.get(link.state)
             if known is None or not np.array_equal(value, known):
-                changed[link.state] = value
+                changed[link.state] = value.copy()
+                scales[link.state] = link.scale
         if changed:
-            scales = {link.state: link.scale for link in compiled.links}
             compiled.session.write_states(
-                {state: value / scales[state] for state, value in changed.items()}
+                {
+                    state: value.astype(np.float64) / scales[state]
+                    for state, value in changed.items()
+                }
             )
             compiled.synced.update(changed)
 
 
 def _read(link: _Link) -> np.ndarray:
-    value = ops.convert_to_numpy(link.variable.value)
-    # A copy: some backends hand out a view of the variable's own memory.
-    return link.layout.pack(np.array(value, dtype=np.float64))
+    """The variable as an array of the state's shape, which may be a view of its memory."""
+    value = np.asarray(ops.convert_to_numpy(link.variable.value))
+    if value.dtype not in (np.float32, np.float64):
+        value = value.astype(np.float64)
+    return link.layout.pack(value)
 
 
 def _links(model: Any, lowered: Lowered, steps: Steps) -> tuple[_Link, ...]:
@@ -364,19 +442,25 @@ def _optimizer_scalars(
     steps: Steps, optimizer: Any, first: int, count: int
 ) -> dict[str, np.ndarray]:
     assert steps.optimizer is not None
-    rates = np.array(_learning_rates(optimizer, first, count), dtype=np.float64)
+    rates = _learning_rates(optimizer, first, count)
     scalars = steps.optimizer.host_scalars(rates, np.arange(first, first + count))
     return {name: np.broadcast_to(values, (count,)) for name, values in scalars.items()}
 
 
-def _learning_rates(optimizer: Any, first: int, count: int) -> list[float]:
+def _learning_rates(optimizer: Any, first: int, count: int) -> np.ndarray:
     """The learning rate of each step: a schedule's, a function's, or the variable's."""
     rate = optimizer._learning_rate
+    if _is_constant(rate):
+        return np.full(count, _number(rate))
     if isinstance(rate, schedules.LearningRateSchedule):
-        return [_number(rate(first + step)) for step in range(count)]
-    if callable(rate) and not hasattr(rate, "assign"):
-        return [_number(rate()) for _ in range(count)]
-    return [_number(rate)] * count
+        return np.array([_number(rate(first + step)) for step in range(count)])
+    return np.array([_number(rate()) for _ in range(count)])
+
+
+def _is_constant(rate: Any) -> bool:
+    if isinstance(rate, schedules.LearningRateSchedule):
+        return False
+    return not callable(rate) or hasattr(rate, "assign")
 
 
 def _number(scalar: Any) -> float:

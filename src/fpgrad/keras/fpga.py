@@ -382,11 +382,10 @@ class _Saturation:
         self._epochs: list[int] = []
 
     def _count(self) -> int:
-        counters = self._device.counters()
-        return sum(count for name, count in counters.items() if name.startswith("saturated"))
+        return self._device.count("saturated")
 
-    def end_of_epoch(self) -> None:
-        now = self._count()
+    def end_of_epoch(self, later: int) -> None:
+        now = self._count() - later
         self._epochs.append(now - self._before)
         self._before = now
 

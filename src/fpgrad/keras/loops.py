@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fpgrad.frontend.lowered import Normaliser
 from fpgrad.keras.adapters import CallbackList
-from fpgrad.keras.callbacks import has_watchers, needs_every_step
-from fpgrad.keras.device import Compiled, Device
+from fpgrad.keras.callbacks import has_watchers, hears_of_batches, needs_every_step
+from fpgrad.keras.device import Compiled, Device, Planned
 from fpgrad.keras.metrics import EpochMetrics
 from fpgrad.keras.pace import Pace
-from fpgrad.keras.sources import Placed, Source
+from fpgrad.keras.sources import Source
 
 __all__ = ["evaluate", "fit", "predict", "train_on_batch"]
 
@@ -28,7 +30,7 @@ def fit(
     initial_epoch: int,
     validate: Callable[[CallbackList], dict[str, float]] | None,
     validation_freq: Any,
-    on_epoch: Callable[[], None],
+    on_epoch: Callable[[int], None],
 ) -> Any:
     """Trains for some epochs and returns Keras's History.
 
@@ -42,31 +44,41 @@ def fit(
         validate: evaluates with the callbacks given and returns the metrics; None for no
             validation.
         validation_freq: as in Keras.
-        on_epoch: called after every epoch.
+        on_epoch: called after every epoch, with how many of the numbers that saturated so far did so
+            in later ones.
     """
     model = device.model
     callbacks = _callback_list(
         callbacks, model, source, verbose=verbose, epochs=epochs, history=True
     )
     every_step = needs_every_step(callbacks, "train")
+    each_group = hears_of_batches(callbacks, "train")
     watched = has_watchers(callbacks)
     metrics = device.metrics()
-    pace = Pace(single=every_step or metrics.wants_outputs, most=source.most_steps)
+    pace = Pace(
+        single=every_step or metrics.wants_outputs,
+        most=source.most_steps,
+        name="train",
+        known=device.seconds,
+    )
+    trainer = _Trainer(device, source, metrics, pace, unseen=not each_group)
+    # Nobody changes anything between epochs, so that several may be written to the device at once.
+    alone = not (every_step or watched or metrics.wants_outputs or validate is not None)
     model.stop_training = False
     logs: dict[str, Any] = {}
     callbacks.on_train_begin()
     for epoch in range(model._initial_epoch or initial_epoch, epochs):
         metrics.reset()
         callbacks.on_epoch_begin(epoch)
-        for first, batches in _groups(source, pace):
-            callbacks.on_train_batch_begin(first)
-            with pace.timing(len(batches)):
-                compiled = _compiled(device, source, batches, training=True)
-                _train(device, compiled, source, batches, metrics)
+        for first, steps, train in trainer.epoch(epochs - epoch if alone else 1):
+            if each_group:
+                callbacks.on_train_batch_begin(first)
+            train()
             if every_step:
                 device.pull()
                 metrics.publish()
-            callbacks.on_train_batch_end(first + len(batches) - 1, metrics.logs())
+            if each_group:
+                callbacks.on_train_batch_end(first + steps - 1, metrics.logs())
             if model.stop_training:
                 break
         if watched or epoch == epochs - 1:
@@ -75,7 +87,7 @@ def fit(
         logs = metrics.logs()
         if validate is not None and model._should_eval(epoch, validation_freq):
             logs.update({f"val_{name}": value for name, value in validate(callbacks).items()})
-        on_epoch()
+        on_epoch(trainer.saturated_later)
         callbacks.on_epoch_end(epoch, logs)
         if model.stop_training:
             break
@@ -87,8 +99,7 @@ def train_on_batch(device: Device, source: Source) -> dict[str, float]:
     """Runs one training step and returns the batch's loss and metrics, by name."""
     metrics = device.metrics()
     metrics.reset()
-    batches = list(source.epoch())
-    _train(device, _compiled(device, source, batches, training=True), source, batches, metrics)
+    _Trainer(device, source, metrics, Pace(single=True)).group(list(source.epoch()))
     device.pull()
     metrics.publish()
     return {name: float(value) for name, value in metrics.logs().items()}
@@ -100,16 +111,16 @@ def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) ->
     callbacks = _callback_list(callbacks, model, source, verbose=verbose, epochs=1)
     metrics = device.metrics()
     single = needs_every_step(callbacks, "test")
-    pace = Pace(single=single, most=source.most_steps)
+    pace = Pace(single=single, most=source.most_steps, name="evaluate", known=device.seconds)
     model.stop_evaluating = False
     callbacks.on_test_begin()
     metrics.reset()
     for first, batches in _groups(source, pace):
         callbacks.on_test_batch_begin(first)
+        compiled = _compiled(device, source, batches, training=True)
         with pace.timing(len(batches)):
-            compiled = _compiled(device, source, batches, training=True)
             placed = source.place(compiled, batches, _normaliser(compiled))
-            metrics.add(device.evaluate(compiled, placed), placed)
+            metrics.add(device.evaluate(compiled, placed), *placed.totals()[0])
             if metrics.wants_outputs:
                 metrics.add_outputs(device.predict(compiled, placed), placed)
         callbacks.on_test_batch_end(first + len(batches) - 1, metrics.logs())
@@ -126,14 +137,14 @@ def predict(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> 
     model = device.model
     callbacks = _callback_list(callbacks, model, source, verbose=verbose, epochs=1)
     single = needs_every_step(callbacks, "predict")
-    pace = Pace(single=single, most=source.most_steps)
+    pace = Pace(single=single, most=source.most_steps, name="predict", known=device.seconds)
     model.stop_predicting = False
     callbacks.on_predict_begin()
     outputs: list[np.ndarray] = []
     for first, batches in _groups(source, pace):
         callbacks.on_predict_batch_begin(first)
+        compiled = _compiled(device, source, batches, training=False)
         with pace.timing(len(batches)):
-            compiled = _compiled(device, source, batches, training=False)
             placed = source.place(compiled, batches, Normaliser.COUNT)
             outputs.append(device.predict(compiled, placed))
         callbacks.on_predict_batch_end(first + len(batches) - 1, {"outputs": outputs[-1]})
@@ -143,18 +154,96 @@ def predict(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> 
     return np.concatenate(outputs)
 
 
-def _train(
-    device: Device, compiled: Compiled, source: Source, batches: list[Any], metrics: EpochMetrics
-) -> Placed:
-    placed = source.place(compiled, batches, _normaliser(compiled))
-    metrics.add(device.train(compiled, placed), placed)
-    if metrics.wants_outputs:
-        outputs = device.outputs_of_last_step(compiled, int(placed.counts[-1]))
-        metrics.add_outputs(outputs, placed)
-    return placed
+class _Trainer:
+    """Runs training epochs, in groups of batches or, where several can be planned, by the epoch.
+
+    Args:
+        device: the model on its executor.
+        source: prepared training data.
+        metrics: takes up the sums.
+        pace: says how many steps may run before the host looks again.
+        unseen: whether planned epochs may run before the one that they follow is reported.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        source: Source,
+        metrics: EpochMetrics,
+        pace: Pace,
+        *,
+        unseen: bool = False,
+    ) -> None:
+        self._device = device
+        self._source = source
+        self._metrics = metrics
+        self._pace = pace
+        self._planned: Planned | None = None
+        self._unseen = unseen
+        self._next = 0
+        self._ready: deque[Any] = deque()
+
+    @property
+    def saturated_later(self) -> int:
+        """Saturations that the device has counted in epochs that are still to be reported."""
+        return sum(part.saturated for part in self._ready)
+
+    def epoch(self, alike: int) -> Iterator[tuple[int, int, Callable[[], None]]]:
+        """Yields the parts of the next epoch: first step, number of steps, and what runs them.
+
+        Args:
+            alike: how many epochs, this one included, follow each other without anybody between.
+        """
+        if self._planned is None and alike > 1:
+            self._plan(alike)
+        if self._planned is not None:
+            yield 0, self._planned.steps, self._planned_epoch
+            return
+        for first, batches in _groups(self._source, self._pace):
+            yield first, len(batches), partial(self.group, batches)
+
+    def group(self, batches: list[Any]) -> None:
+        """Trains on some batches."""
+        device, source, metrics = self._device, self._source, self._metrics
+        compiled = _compiled(device, source, batches, training=True)
+        with self._pace.timing(len(batches)):
+            placed = source.place(compiled, batches, _normaliser(compiled))
+            planned = device.plan(compiled, placed)
+            (part,) = device.train(planned)
+            metrics.add(part.sums, *planned.totals[0])
+        if metrics.wants_outputs:
+            outputs = device.outputs_of_last_step(compiled, int(placed.counts[-1]))
+            metrics.add_outputs(outputs, placed)
+
+    def _plan(self, epochs: int) -> None:
+        """Writes the next epochs to the device, if that can be done and they do not take long."""
+        device, source = self._device, self._source
+        training = device.description(training=True).training
+        if training is None or not device.rate_is_constant:
+            return
+        steps = source.epoch_steps(training.normaliser)
+        epochs = 0 if steps is None else min(epochs, self._pace.steps // steps)
+        if epochs > 1:
+            compiled = _compiled(device, source, (), training=True)
+            self._planned = device.plan(compiled, source.place_epochs(compiled, epochs), epochs)
+            self._next = 0
+
+    def _planned_epoch(self) -> None:
+        planned = self._planned
+        assert planned is not None
+        if not self._ready:
+            parts = len(planned.totals) - self._next if self._unseen else 1
+            with self._pace.timing(parts * planned.steps):
+                self._ready.extend(self._device.train(planned, self._next, parts))
+        self._metrics.add(self._ready.popleft().sums, *planned.totals[self._next])
+        self._next += 1
+        if self._next == len(planned.totals):
+            self._planned = None
 
 
-def _compiled(device: Device, source: Source, batches: list[Any], *, training: bool) -> Compiled:
+def _compiled(
+    device: Device, source: Source, batches: Sequence[Any], *, training: bool
+) -> Compiled:
     return device.compiled(source.largest(batches), training=training, exact=source.exact)
 
 

@@ -52,12 +52,12 @@ class EpochMetrics:
         """Whether a metric is computed by the host, from the model's outputs."""
         return bool(self._training.host_metrics)
 
-    def add(self, sums: dict[str, float], placed: Placed) -> None:
-        """Adds the device's sums over the steps of ``placed``."""
+    def add(self, sums: Mapping[str, float], samples: int, weight: float) -> None:
+        """Adds the device's sums over some steps, with their samples and those samples' weights."""
         for state, value in sums.items():
             self._sums[state] = self._sums.get(state, 0.0) + float(value)
-        self._samples += int(placed.counts.sum())
-        self._weight += float(placed.weights.sum())
+        self._samples += samples
+        self._weight += weight
 
     def add_outputs(self, outputs: np.ndarray, placed: Placed) -> None:
         """Feeds the host's metrics with the outputs for the samples of ``placed``."""

@@ -49,6 +49,11 @@ class Placed:
     targets: np.ndarray | None
     sample_weights: np.ndarray | None
 
+    def totals(self, epochs: int = 1) -> list[tuple[int, float]]:
+        """Samples and the sum of their weights in each of ``epochs`` equal parts."""
+        counts, weights = (a.reshape(epochs, -1).sum(axis=1) for a in (self.counts, self.weights))
+        return list(zip(counts.tolist(), weights.tolist(), strict=True))
+
 
 class Machine(Protocol):
     """Where samples are placed."""
@@ -98,6 +103,14 @@ class Source(Protocol):
 
     def place(self, machine: Machine, batches: Sequence[Any], normaliser: Normaliser) -> Placed:
         """Puts a group of batches on the device; what the last group needed alone is released."""
+        ...
+
+    def epoch_steps(self, normaliser: Normaliser) -> int | None:
+        """Steps in an epoch, if `place_epochs` can place several epochs, which are then alike."""
+        ...
+
+    def place_epochs(self, machine: Machine, epochs: int) -> Placed:
+        """Puts the next epochs on the device, without the targets that go with their steps."""
         ...
 
     def close(self) -> None:
@@ -177,6 +190,7 @@ class _ArraySource:
         self._batching = (batch_size, steps, shuffle)
         self._encoded: dict[str, np.ndarray] = {}
         self._targets: np.ndarray | None = None
+        # Keras's own where epochs end in the middle of the samples: it knows where to go on.
         self._iterator: Any = None
         self._samples = 0
         # Python's generator is one of those that keras.utils.set_random_seed sets.
@@ -186,7 +200,16 @@ class _ArraySource:
 
     @property
     def num_batches(self) -> int | None:
-        return self._iterator.num_batches
+        if self._iterator is not None:
+            return self._iterator.num_batches
+        return -(-self._samples // self.largest(()))
+
+    @property
+    def _row_weights(self) -> np.ndarray | None:
+        """Weights of all samples; None if the user gave none, so that all are one."""
+        if self._sample_weight is None and self._class_weight is None:
+            return None
+        return self._encoded["sample_weight"][:, 0]
 
     def prepare(self, layout: Layout) -> None:
         sample_weight = self._sample_weight
@@ -199,32 +222,38 @@ class _ArraySource:
             self._targets = to_numpy(self._y)
         self._samples = samples = len(next(iter(self._encoded.values())))
         batch_size, steps, shuffle = self._batching
-        if self._iterator is None:
+        if self._iterator is None and (steps is not None or shuffle == "batch"):
             self._iterator = array_batches(
                 samples, batch_size=batch_size, steps=steps, shuffle=shuffle
             )
         self.close()
 
     def reset(self) -> None:
-        self._iterator.reset()
+        if self._iterator is not None:
+            self._iterator.reset()
 
     def epoch(self) -> Iterator[np.ndarray]:
-        _, steps, shuffle = self._batching
-        if steps is not None or shuffle == "batch":
-            # Epochs that end in the middle of the samples: Keras knows where to go on.
+        if self._iterator is not None:
             for _, _, (indices,) in self._iterator:
                 yield np.arange(self._samples)[indices]
             return
         size = self.largest(())
-        order = np.arange(self._samples)
-        if shuffle:
-            self._generator.shuffle(order)
+        order = self._permutation()
         for start in range(0, self._samples, size):
             yield order[start : start + size]
 
+    def _permutation(self) -> np.ndarray:
+        """The samples in the order of the next epoch."""
+        order = np.arange(self._samples)
+        if self._batching[2]:
+            self._generator.shuffle(order)
+        return order
+
     def largest(self, batches: Sequence[np.ndarray]) -> int:  # noqa: ARG002
         # The last batch of an epoch may be short, and must not make a machine of its own.
-        return int(self._iterator.data_adapter.batch_size)
+        if self._iterator is not None:
+            return int(self._iterator.data_adapter.batch_size)
+        return int(self._batching[0] or 32)
 
     def place(
         self, machine: Machine, batches: Sequence[np.ndarray], normaliser: Normaliser
@@ -239,13 +268,38 @@ class _ArraySource:
             dataset = self._group.upload(machine, chosen, counts, sums, normaliser)
             order = _order(batches=_consecutive(counts), size=machine.batch_size)
         else:
-            if self._resident is None or self._resident[0] is not machine:
-                self.close()
-                self._resident = (machine, machine.upload(self._encoded))
-            dataset = self._resident[1]
+            dataset = self._uploaded(machine)
             order = _order(batches, machine.batch_size)
         targets = None if self._targets is None else self._targets[rows]
         return Placed(dataset, order, counts, sums, targets, row_weights)
+
+    def _uploaded(self, machine: Machine) -> Any:
+        if self._resident is None or self._resident[0] is not machine:
+            self.close()
+            self._resident = (machine, machine.upload(self._encoded))
+        return self._resident[1]
+
+    def epoch_steps(self, normaliser: Normaliser) -> int | None:
+        if self._iterator is not None or normaliser is not Normaliser.COUNT:
+            return None
+        return -(-self._samples // self.largest(()))
+
+    def place_epochs(self, machine: Machine, epochs: int) -> Placed:
+        size, samples = self.largest(()), self._samples
+        steps = -(-samples // size)
+        rows = np.full((epochs, steps * size), -1)
+        for epoch in rows:
+            epoch[:samples] = self._permutation()
+        order = rows.reshape(-1, size)
+        if size < machine.batch_size:
+            padding = np.full((len(order), machine.batch_size - size), -1)
+            order = np.concatenate([order, padding], axis=1)
+        counts = np.full((epochs, steps), size)
+        counts[:, -1] = samples - (steps - 1) * size
+        counts = counts.reshape(-1)
+        weights = self._row_weights
+        sums = _per_batch(None if weights is None else weights[rows[rows >= 0]], counts)
+        return Placed(self._uploaded(machine), order, counts, sums, None, None)
 
     def close(self) -> None:
         self._group.close()
@@ -313,6 +367,12 @@ class _StreamSource:
             targets = np.concatenate([to_numpy(y) for _, y, _ in batches])
         order = _order(_consecutive(counts), machine.batch_size)
         return Placed(dataset, order, counts, sums, targets, row_weights)
+
+    def epoch_steps(self, normaliser: Normaliser) -> int | None:  # noqa: ARG002
+        return None
+
+    def place_epochs(self, machine: Machine, epochs: int) -> Placed:
+        raise AssertionError(f"{epochs} epochs for {machine}: a stream's batches come one by one")
 
     def close(self) -> None:
         self._group.close()

@@ -97,7 +97,8 @@ void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t
     const std::int64_t t = m.config.side;
     check_places(m, i, i.target, SPACE_INBOX);
     const std::int64_t source = dram_row(i.source, bases, step), rows = dram_rows(i, t);
-    Buffer<Word> numbers, words;
+    // Kept from step to step: making them takes as long as the rows that a small batch loads.
+    thread_local Buffer<Word> numbers, words;
     if (i.gather) {
         const std::int64_t index_rows = (i.count + t - 1) / t;
         numbers.resize(static_cast<std::size_t>(index_rows * t));

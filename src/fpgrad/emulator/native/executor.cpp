@@ -9,6 +9,8 @@ namespace fpgrad {
 
 namespace {
 constexpr const char* UNIT_NAMES[] = {"load", "matrix", "vector", "store"};
+// The clock is read after so many instructions: reading it takes as long as a short one.
+constexpr int INSTRUCTIONS_A_LOOK = 16;
 }
 
 Executor::Executor(const Config& config, int threads, const Kernels& kernels)
@@ -96,13 +98,16 @@ bool Executor::run(const Entry& entry, std::int64_t steps, const std::int64_t* b
     entry_ = entry, steps_ = steps, bases_ = bases;
     for (int u = 0; u < UNITS; ++u) at_[u] = entry.start[u], step_[u] = 0;
     auto asked = Clock::now();
+    int unseen = 0;
     for (bool progress = true; progress;) {
         progress = false;
         for (int unit = 0; unit < UNITS; ++unit) {
             while (ready(unit)) {
                 execute(unit);
-                progress = true;
+                progress = true, ++unseen;
             }
+            if (unseen < INSTRUCTIONS_A_LOOK) continue;
+            unseen = 0;
             if (const auto now = Clock::now(); now - asked > std::chrono::milliseconds(50)) {
                 if (interrupted()) return false;
                 asked = now;

@@ -29,18 +29,59 @@ template <int N> struct Arithmetic : Simd<N> {
         const I x = (I)f, odd = x >> 8, towards = (I)((typename S::U)(x ^ (I)e) >> 31);
         return (x + 0x80 - ((I)(e == 0) ? ~odd & 1 : towards)) & ~0xFF;
     }
+#if defined(__AVX512F__)
+    // The magnitude rounded towards zero, made odd when that is not exact: what it was is then known after rounding to
+    // fewer bits. From the result rounded up and down.
+    static I odd(__m512 above, __m512 below) {
+        const __m512i cut = _mm512_maskz_min_epu32(0xFFFF, (__m512i)above, (__m512i)below);
+        return (I)_mm512_mask_or_epi32(cut, _mm512_cmp_ps_mask(above, below, _CMP_NEQ_OQ), cut, _mm512_set1_epi32(1));
+    }
+    // An odd one rounded to 16 bits, ties to even; zero where `keep` is not.
+    static F round_odd(I x, __mmask16 keep) {
+        const __mmask16 up = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0x100));
+        const __m512i half = _mm512_mask_blend_epi32(up, _mm512_set1_epi32(0x7F), _mm512_set1_epi32(0x80));
+        const __m512i sum = _mm512_add_epi32((__m512i)x, half);
+        return (F)_mm512_maskz_and_epi32(keep, sum, _mm512_set1_epi32(~0xFF));
+    }
+    static constexpr int UP = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
+    static constexpr int DOWN = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+#endif
     static F multiply(F a, F b, Range& range) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) {
+            const I x = odd(_mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
+                            _mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN));
+            range.add_product(x & ABS);
+            return round_odd(x, 0xFFFF);
+        }
+#endif
         const F f = a * b;
         range.add_product((I)f & ABS);
         return (F)round(f, S::product_error(a, b, f));
     }
     static F add(F a, F b, Range& range) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) {
+            const I x = odd(_mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
+                            _mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN));
+            const I magnitude = x & ABS;
+            range.add(magnitude);
+            return round_odd(x, _mm512_cmpgt_epi32_mask((__m512i)magnitude, _mm512_set1_epi32(0x007FFFFF)));
+        }
+#endif
         const F f = a + b, z = f - a, e = (a - (f - z)) + (b - z);
         const I magnitude = (I)f & ABS;
         range.add(magnitude);
         return (F)(round(f, e) & (magnitude > 0x007FFFFF));
     }
     static F one() { return F{} + 1.0f; }
+    // x where it is positive, else 0.
+    static F relu(F x) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return (F)_mm512_maskz_max_ps(0xFFFF, (__m512)x, _mm512_setzero_ps());
+#endif
+        return (F)((I)x & (I)(x > 0));
+    }
 
     template <int ALU> static F combine(F p, F c, Range& range) {
         if constexpr (ALU == ALU_ADD) return add(p, c, range);
@@ -173,7 +214,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                 if constexpr (TABLED) {
                     x = A::evaluate(p.function, *p.table, x, range);
                 } else if (relu) {
-                    x = (F)((I)x & (I)(x > 0));
+                    x = A::relu(x);
                 }
                 if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range);
                 result[v] = (I)(x + 0.0f) & A::load(mask + v * N);

@@ -86,6 +86,14 @@ template <int N> struct Simd : Lanes<N> {
             }
         }
 #endif
+#if defined(__AVX512F__)
+        if constexpr (N == 16) {
+            if (size <= 32) {
+                const __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + 16);
+                return (I)_mm512_permutex2var_epi32(low, (__m512i)index, high);
+            }
+        }
+#endif
         (void)size;
 #if defined(__AVX512F__)
         if constexpr (N == 16) return (I)_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xFFFF, (__m512i)index, table, 4);
