@@ -157,7 +157,7 @@ inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32
 
 template <int T> void make_form(int form, const std::int16_t* in, std::int16_t* out) {
     using Word = std::uint32_t;
-    alignas(64) std::int16_t pairs[T * T];
+    alignas(64) std::int16_t pairs[T * T] = {};
     if (form == RIGHT) {
         pair_rows<T>(in, out);
     } else if (form == RIGHT_TRANSPOSED) {  // pairs of the transposed are words of the tile
