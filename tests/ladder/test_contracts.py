@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.programs.order import DISTANCE, queue
-
+from tests.programs.order import DISTANCE
 
 from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
