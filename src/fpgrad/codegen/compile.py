@@ -21,8 +21,9 @@ from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
 from fpgrad.graph import Function as GraphFunction
 from fpgrad.isa.config import ControlConfig, MachineConfig
-from fpgrad.isa.instructions import Source, Unit
+from fpgrad.isa.instructions import TILE_BITS, Source, Unit
 from fpgrad.isa.program import Entry, Program, Symbol
+from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
 #: Rows moved at a time between DRAM and what persists on the chip.
 CHUNK = 256
@@ -115,6 +116,11 @@ def compile_functions(
     if not machine.fixed:
         spills = any(steps.moves for steps in lists)
         octets = any(load.octets for steps in lists for load in steps.loads)
+        if need.tiles > 1 << TILE_BITS:
+            raise MemoryCapacityError(
+                f"the model needs {need.tiles} tiles on the chip, instructions address {1 << TILE_BITS}; use a smaller "
+                "batch, or let tiles wait in external memory: config=Machine(tiles=...)"
+            )
         config = fitted(
             config,
             need,
@@ -326,6 +332,12 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
     ]
     if few:
         raise ConfigError("the program does not fit the instruction memories: " + "; ".join(few))
+    many = [f"{k}: {n}" for k, n in control.items() if n > MAX_INSTRUCTIONS]
+    if many:
+        raise MemoryCapacityError(
+            f"the program has more instructions than a unit's memory can have ({MAX_INSTRUCTIONS}): {'; '.join(many)}. "
+            "Fewer layers, smaller maps or a smaller batch need less"
+        )
     if config.memory.vector_rows > 1 << 20 or config.memory.inbox_rows > 1 << 20:
         raise MemoryCapacityError(
             f"the model needs {config.memory.vector_rows} rows of vector memory, instructions address 1048576; "

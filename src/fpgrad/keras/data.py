@@ -224,8 +224,11 @@ def _shape_text(shape: Sequence[int | None]) -> str:
 def random_samples(lowered: Lowered, samples: int, seed: int) -> dict[str, np.ndarray]:
     """Returns valid graph inputs for ``samples`` samples, drawn from a generator seeded anew."""
     rng = np.random.default_rng(seed)
+    octets = {node.name for node in lowered.forward.inputs if node.attrs["octets"]}
     arrays = {
-        binding.name: rng.standard_normal((samples, binding.features), dtype=np.float32)
+        binding.name: rng.integers(0, 256, (samples, binding.features)).astype(np.uint8)
+        if binding.name in octets
+        else rng.standard_normal((samples, binding.features), dtype=np.float32)
         for binding in lowered.inputs
     }
     if lowered.training is None:

@@ -186,9 +186,12 @@ def without_zero_padding(node: Node, windows: Windows) -> tuple[Node, Windows]:
 def unfolded(node: Node, windows: Windows, channels: int) -> Node | None:
     """The windows of a map of the model's input, (Pout*N, taps*channels), if that is the better way.
 
-    It is where channels are few: the taps then share the lanes of a tile with them.
+    It is where channels are few: the taps then share the lanes of a tile with them. The taps of a row must lie side
+    by side.
     """
     if channels >= _FEW_CHANNELS or taps(windows) * channels > _MOST_UNFOLDED:
+        return None
+    if windows[1].taps > 1 and windows[1].dilation != 1:
         return None
     chain: list[Node] = []
     while node.op != "unfold":
