@@ -44,7 +44,7 @@ def networks(draw) -> Net:
     """Two or three layers of maps, then a dense one."""
     n, channels = draw(st.sampled_from([4, 8])), draw(st.integers(1, 3))
     net = Net(n, draw(st.integers(3, 6)), draw(st.integers(3, 6)), channels)
-    net.folded(draw(st.integers(2, 6)), draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 2)))
+    net.folded(draw(st.integers(1, 6)), draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 2)))
     for _ in range(draw(st.integers(1, 2))):
         kind = draw(st.sampled_from(["conv", "conv", "group", "max", "average", "norm", "deconv"]))
         smallest = min(net.h, net.w)
@@ -52,7 +52,7 @@ def networks(draw) -> Net:
             kernel = draw(st.integers(1, min(3, smallest)))
             dilation = draw(st.integers(1, 2))
             same = draw(st.booleans()) or (kernel - 1) * dilation + 1 > smallest
-            net.conv(draw(st.integers(2, 9)), kernel, draw(st.integers(1, 2)), dilation, same)
+            net.conv(draw(st.integers(1, 9)), kernel, draw(st.integers(1, 2)), dilation, same)
         elif kind == "group":
             net.conv(net.c * draw(st.integers(1, 2)), 3, groups=net.c)
         elif kind == "deconv" and smallest <= 3:
