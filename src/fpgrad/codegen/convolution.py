@@ -293,7 +293,7 @@ def conv_weight(selector: Selector, node: Node) -> None:
     grid, t = selector.keep.grid(node), selector.t
     taps = windows[0].taps * windows[1].taps
     per_tap = grid.m // taps
-    _, whole = rows_of(selector, node)
+    stored, whole = rows_of(selector, node)
     some = bands(x.shape[1], dy.shape[1], groups, t)
     turns: list[list[VectorStep]] = [[]]
     if sum(b.count * b.length for b in some) < per_tap * grid.j:
@@ -303,9 +303,10 @@ def conv_weight(selector: Selector, node: Node) -> None:
     for tap in range(taps):
         r, s = divmod(tap, windows[1].taps)
         for band in some:
-            place = replace(
-                whole.target,
+            place = Access(
+                stored.buffer,
                 s2=grid.j * t,
+                s0=1,
                 s1=t + band.step * grid.j * t,
                 offset=((tap * per_tap + band.i) * grid.j + band.j) * t,
             )

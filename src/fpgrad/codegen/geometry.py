@@ -107,11 +107,10 @@ def _affine(outputs: list[tuple[int, Reads]]) -> list[Segment]:
 def _segment(first: int, count: int, step: int, move: int, pairs: Reads) -> Segment:
     if not pairs:
         return Segment(first, count, step)
-    (tap, source), following = (
-        pairs[0],
-        pairs[1] if len(pairs) > 1 else (pairs[0][0] + 1, pairs[0][1]),
-    )
-    tap_step, tap_move = following[0] - tap, following[1] - source
+    tap, source = pairs[0]
+    tap_step, tap_move = 1, 0
+    for second in pairs[1:2]:
+        tap_step, tap_move = second[0] - tap, second[1] - source
     assert all(pair == (tap + b * tap_step, source + b * tap_move) for b, pair in enumerate(pairs))
     return Segment(first, count, step, tap, len(pairs), tap_step, source, move, tap_move)
 

@@ -143,8 +143,8 @@ def summarise(
         ProgramError: no such entry.
     """
     uses = memories(program)
-    compiled = program.meta["functions"][entry]["batch_size"]
-    samples = min(samples or compiled, compiled)
+    compiled = int(program.meta["functions"][entry]["batch_size"])
+    samples = compiled if samples is None else min(samples, compiled)
     notes = [f"A batch of {samples} is computed as {compiled}: whole tiles of samples"]
     moved = dram_bytes(program, entry) / samples
     spill = program.meta["functions"][entry]["spill"] * program.config.side * 4
