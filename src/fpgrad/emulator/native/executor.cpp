@@ -8,6 +8,8 @@
 namespace fpgrad {
 
 namespace {
+// Instructions between two looks at the clock.
+constexpr int BETWEEN_LOOKS = 32;
 constexpr const char* UNIT_NAMES[] = {"load", "matrix", "vector", "store"};
 }
 
@@ -96,13 +98,16 @@ bool Executor::run(const Entry& entry, std::int64_t steps, const std::int64_t* b
     entry_ = entry, steps_ = steps, bases_ = bases;
     for (int u = 0; u < UNITS; ++u) at_[u] = entry.start[u], step_[u] = 0;
     auto asked = Clock::now();
+    int executed = 0;
     for (bool progress = true; progress;) {
         progress = false;
         for (int unit = 0; unit < UNITS; ++unit) {
             while (ready(unit)) {
                 execute(unit);
-                progress = true;
+                progress = true, ++executed;
             }
+            if (executed < BETWEEN_LOOKS) continue;
+            executed = 0;
             if (const auto now = Clock::now(); now - asked > std::chrono::milliseconds(50)) {
                 if (interrupted()) return false;
                 asked = now;
