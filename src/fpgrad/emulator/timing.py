@@ -135,7 +135,10 @@ def timeline(
     e = program.entries[entry]
     try:
         records = _native.follow(
-            *(leaves(program, unit) for unit in Unit),
+            leaves(program, Unit.LOAD),
+            leaves(program, Unit.MATRIX),
+            leaves(program, Unit.VECTOR),
+            leaves(program, Unit.STORE),
             list(e.start),
             list(e.stop),
             [list(row) for row in e.tokens],
@@ -144,7 +147,9 @@ def timeline(
         )
     except _native.Fault as fault:
         raise ExecutionError(str(fault)) from None
-    return [Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()]
+    return [
+        Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()
+    ]
 
 
 class CycleModel:
