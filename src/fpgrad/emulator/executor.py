@@ -71,7 +71,7 @@ def _check(program: Program) -> None:
 
 
 def available_levels() -> tuple[str, ...]:
-    """The kernels that this processor can run, slowest first: "baseline", "avx2", "avx512"."""
+    """The kernels that this processor can run, slowest first, of "baseline", "avx2", "avx512" and "avx512vnni"."""
     return tuple(_native.available_levels())
 
 

@@ -131,7 +131,10 @@ def timeline(
     e = program.entries[entry]
     try:
         records = _native.follow(
-            *(leaves(program, unit) for unit in Unit),
+            leaves(program, Unit.LOAD),
+            leaves(program, Unit.MATRIX),
+            leaves(program, Unit.VECTOR),
+            leaves(program, Unit.STORE),
             list(e.start),
             list(e.stop),
             [list(row) for row in e.tokens],

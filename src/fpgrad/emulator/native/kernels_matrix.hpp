@@ -137,7 +137,8 @@ inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32
     using I = typename S::I;
     if (rows % 4 || columns % 4) {
         for (std::int64_t r = 0; r < rows; ++r)
-            for (std::int64_t c = 0; c < columns; ++c) out[c * rows + r] = in[r * stride + c];
+            for (std::int64_t c = 0; c < columns; ++c)  // words may be pairs of mantissas
+                __builtin_memcpy(out + c * rows + r, in + r * stride + c, sizeof *out);
         return;
     }
     for (std::int64_t r = 0; r < rows; r += 4)
@@ -157,7 +158,7 @@ inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32
 
 template <int T> void make_form(int form, const std::int16_t* in, std::int16_t* out) {
     using Word = std::uint32_t;
-    alignas(64) std::int16_t pairs[T * T] = {};
+    alignas(64) std::int16_t pairs[T * T];
     if (form == RIGHT) {
         pair_rows<T>(in, out);
     } else if (form == RIGHT_TRANSPOSED) {  // pairs of the transposed are words of the tile

@@ -186,8 +186,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     static std::int64_t plain(const PassArgs& p) {
         std::int64_t saturated = 0;
         alignas(64) std::uint32_t tile_rows[T * T];
-        alignas(64) std::int32_t all[T], partial[T];
-        for (int x = 0; x < T; ++x) all[x] = -1, partial[x] = x < p.lane_limit ? -1 : 0;
+        const typename A::Constants constants;
         std::int64_t i[LOOPS] = {};
         for (i[3] = 0; i[3] < p.n[3]; ++i[3])
             for (i[2] = 0; i[2] < p.n[2]; ++i[2]) {
@@ -210,7 +209,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         if (dead)
                             zero(p, i, count, keep);
                         else
-                            saturated += rows(p, i, count, lanes_masked, lanes_masked ? partial : all, keep, largest);
+                            saturated += rows(p, i, count, lanes_masked ? p.lane_limit : T, keep, largest, constants);
                         i0 += count;
                         if (!p.tiled) continue;
                         filled += count;
@@ -223,9 +222,11 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         return saturated;
     }
 
-    // Rows from i on along the innermost loop, to the target and, when tiles are written, to `keep`.
+    // Rows from i on along the innermost loop, lanes from a limit on zero, to the target and, when tiles are written,
+    // to `keep`.
     static std::int64_t rows(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count,
-                             bool lanes_masked, const std::int32_t* mask, std::uint32_t* keep, I& largest) {
+                             std::int64_t lane_limit, std::uint32_t* keep, I& largest,
+                             const typename A::Constants& constants) {
         std::int64_t saturated = 0;
         alignas(64) std::uint32_t nowhere[T];
         const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
@@ -237,9 +238,13 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         const std::int64_t stride = p.target.data ? p.target.s[0] : 0;
         const std::int64_t as = p.a.s[0], bs = p.b.s[0], cs = p.c.s[0], ds = p.d.s[0];
         const bool tiled = p.tiled, to_mask = p.to_mask;
-        const typename A::Constants constants;
         I kept[V], most = largest;
-        for (int v = 0; v < V; ++v) kept[v] = A::load(mask + v * N);
+        for (int v = 0; v < V; ++v) kept[v] = A::splat(-1);
+        if (lane_limit < T) {
+            alignas(64) std::int32_t mask[T];
+            for (int x = 0; x < T; ++x) mask[x] = x < lane_limit ? -1 : 0;
+            for (int v = 0; v < V; ++v) kept[v] = A::load(mask + v * N);
+        }
         for (std::int64_t row = 0; row < count; ++row) {
             typename A::Range range;
             I result[V];
@@ -259,7 +264,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
             }
             if (__builtin_expect(range.bad(constants), 0)) {
                 alignas(64) std::uint32_t exact[T];
-                saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
+                saturated += p.slow_row(p.context, a, b, c, d, false, lane_limit, exact);
                 for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & kept[v];
             }
             for (int v = 0; v < V; ++v) {

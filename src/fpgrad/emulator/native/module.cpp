@@ -161,35 +161,41 @@ class Native {
 
     // Overwrites one element, by its number in the flattened memory.
     void poke(const std::string& name, std::int64_t index, std::int64_t value) {
-        set(name, index, value);
+        if (name == "dram") {
+            const auto t = static_cast<std::int64_t>(side());
+            std::vector<Word> row(side());
+            m().dram.read(index / t, 1, row.data());
+            row[static_cast<std::size_t>(index % t)] = static_cast<Word>(value);
+            m().dram.write(index / t, 1, row.data());
+        } else {
+            set(name, index, &value, 1);
+        }
         executor_.memories_changed();
     }
 
     // Overwrites a memory on the chip with the flattened values of a dump.
     void restore(const std::string& name, Rows<std::int64_t> values) {
-        const std::int64_t size = static_cast<std::int64_t>(values.shape(1));
-        for (std::int64_t i = 0; i < size; ++i) set(name, i, values.data()[i]);
+        set(name, 0, values.data(), static_cast<std::int64_t>(values.shape(1)));
         executor_.memories_changed();
     }
 
   private:
-    void set(const std::string& name, std::int64_t index, std::int64_t value) {
-        const auto at = static_cast<std::size_t>(index);
-        const auto t = static_cast<std::int64_t>(side());
-        if (name == "dram") {
-            std::vector<Word> row(side());
-            m().dram.read(index / t, 1, row.data());
-            row[static_cast<std::size_t>(index % t)] = static_cast<Word>(value);
-            m().dram.write(index / t, 1, row.data());
-        } else if (name == "mantissas") {
-            m().mantissas.at(at) = static_cast<std::int16_t>(value);
-        } else if (name == "exponents") {
-            m().exponents.at(at) = static_cast<std::int32_t>(value);
-        } else if (name == "mask") {
-            row_memory(name).at(at) = value ? m().config.one_word() : 0;
-        } else {
-            row_memory(name).at(at) = static_cast<Word>(value << (name == "random" ? 0 : m().config.word_shift()));
-        }
+    void set(const std::string& name, std::int64_t first, const std::int64_t* values, std::int64_t count) {
+        const auto into = [&](auto& memory, auto convert) {
+            const auto begin = static_cast<std::size_t>(first), n = static_cast<std::size_t>(count);
+            if (begin + n > memory.size()) throw nb::index_error(name.c_str());
+            for (std::size_t i = 0; i < n; ++i) memory[begin + i] = convert(values[i]);
+        };
+        const int shift = name == "random" ? 0 : m().config.word_shift();
+        const Word one = m().config.one_word();
+        if (name == "mantissas")
+            into(m().mantissas, [](std::int64_t x) { return static_cast<std::int16_t>(x); });
+        else if (name == "exponents")
+            into(m().exponents, [](std::int64_t x) { return static_cast<std::int32_t>(x); });
+        else if (name == "mask")
+            into(row_memory(name), [one](std::int64_t x) { return x ? one : 0; });
+        else
+            into(row_memory(name), [shift](std::int64_t x) { return static_cast<Word>(x << shift); });
     }
     Machine& m() { return executor_.machine(); }
     std::size_t side() { return static_cast<std::size_t>(m().config.side); }
