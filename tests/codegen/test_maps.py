@@ -17,7 +17,7 @@ from fpgrad.graph.maps import group_mask
 from fpgrad.graph.window import all_positions, taps
 from fpgrad.host.session import Session
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
-from fpgrad.isa.instructions import Transfer, Unit
+from fpgrad.isa.instructions import Load, Store, Transfer, Unit
 from fpgrad.reference import ReferenceExecutor
 
 T = 4
@@ -272,8 +272,9 @@ def test_tiles_wait_in_external_memory(n, size):
     tiles = free.config.memory.tiles * 7 // 8
     program = compile_functions(fs, replace(narrow(), tiles=tiles))
     assert program.config.memory.tiles <= tiles
-    kinds = {i.kind for i in program.units[Unit.LOAD]} & {i.kind for i in program.units[Unit.STORE]}
-    assert Transfer.TILES in kinds
+    for unit in (Unit.LOAD, Unit.STORE):
+        kinds = {i.kind for i in program.units[unit] if isinstance(i, Load | Store)}
+        assert Transfer.TILES in kinds
     assert trained(program, net) == trained(free, net)
 
 

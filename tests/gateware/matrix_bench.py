@@ -81,7 +81,8 @@ def random_instruction(config, rng, *, most=6, rows=None, terms=None):
     if rows is None:
         rows = config.side if rng.random() < 0.5 else int(rng.integers(1, config.side + 1))
     tokens = Tokens(*(int(x) for x in rng.integers(0, 16, 4)))
-    return Matrix(*outputs, *sums, rows, stream(), stream(), Tokens(), tokens)
+    streams = stream(), stream()
+    return Matrix(*outputs, *sums, rows, *streams, signal=tokens)
 
 
 @dataclass

@@ -19,7 +19,9 @@ def instructions(count):
     def tokens():
         return Tokens(*(int(n) for n in random.integers(0, 3, 4)))
 
-    return [Load(count=i + 1, inbox=1000 + i, wait=tokens(), signal=tokens()) for i in range(count)]
+    return [
+        Load(count=i + 1, target=1000 + i, wait=tokens(), signal=tokens()) for i in range(count)
+    ]
 
 
 async def write(ctx, dut, program):

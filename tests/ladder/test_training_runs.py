@@ -26,7 +26,7 @@ EPOCHS = 3
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits, neighbouring pixels averaged: 32 features in [0, 1]."""
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     return (x.reshape(-1, 32, 2).mean(-1) / 16).astype(np.float32), y
 
 

@@ -193,11 +193,16 @@ def flatten(selector: Selector, node: Node) -> None:
     samples, wide = vectors.m, ceil_div(channels, t) * t
     source = selector.place(x)
     stored = selector.new_rows(node, transposed=True)
+
     # Feature c of position p: a row of the vector's transposed tiles, and of the map's.
-    of_vector = {"s3": vectors.j * t, "s2": channels, "s0": 1}
-    of_map = {"s3": wide, "s2": samples * wide, "s0": 1}
-    if channels == 1:  # T samples a row already
-        of_map = {"s3": 1, "s2": samples}
+    def of_vector(buffer: Buffer, turned: bool) -> Access:
+        return Access(buffer, s3=vectors.j * t, s2=channels, s0=1, transposed=turned)
+
+    def of_map(buffer: Buffer, turned: bool) -> Access:
+        if channels == 1:  # T samples a row already
+            return Access(buffer, s3=1, s2=samples)
+        return Access(buffer, s3=wide, s2=samples * wide, s0=1, transposed=turned)
+
     read, write = (of_map, of_vector) if flat else (of_vector, of_map)
     tail = grid.j * t - node.shape[1]
     if tail and grid.kind == "tiles":
@@ -205,8 +210,8 @@ def flatten(selector: Selector, node: Node) -> None:
         selector.add(node, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
     step = VectorStep(
         (samples, count, 1, channels),
-        Access(source.buffer, transposed=source.kind == "tiles" and not source.transposed, **read),
-        target=Access(stored.buffer, **write),
+        read(source.buffer, not source.transposed),
+        target=write(stored.buffer, False),
         text=node.op,
     )
     step.layer, step.phase = layer_of(node), phase_of(node)

@@ -198,7 +198,8 @@ def write_rows(machine: Machine, loops: Loops, target: Target, rows: Codes, ways
     check_range(target.space.name.lower(), address, len(memory))
     if target.space is Space.MASK:
         fmt = machine.config.vector.number
-        rows = smallfloat.order_key(fmt, rows) > smallfloat.order_key(fmt, np.int64(0))
+        positive = smallfloat.order_key(fmt, rows) > 0
+        rows = positive.astype(np.int64)
     memory[address] = rows
 
 
