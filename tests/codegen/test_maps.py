@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.codegen.models import functions, g, metrics, optimizers
+from tests.codegen.models import functions, g, losses, metrics, optimizers
 from tests.codegen.test_training import check, labels
 
 from fpgrad.codegen.compile import Machine, compile_functions
@@ -14,7 +14,7 @@ from fpgrad.errors import DataError
 from fpgrad.formats import TileFormat
 from fpgrad.graph import Function, Node, Window, verify
 from fpgrad.graph.maps import group_mask
-from fpgrad.graph.window import all_positions, pointwise, taps
+from fpgrad.graph.window import all_positions, taps
 from fpgrad.host.session import Session
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
 from fpgrad.isa.instructions import Transfer, Unit
@@ -147,7 +147,9 @@ class Net:
         return self
 
     def done(self) -> Function:
-        out = g.softmax(self.x, name="out")
+        return self.finished(g.softmax(self.x, name="out"))
+
+    def finished(self, out: Node) -> Function:
         f = Function("forward", (self.input,), tuple(self.states), (("out", out),))
         return verify(f, "forward")
 
@@ -173,6 +175,19 @@ NETS = {
     "depthwise": lambda: Net(4, 4, 4, 1).folded(8).relu().conv(8, groups=8).relu().dense(3),
     "small groups": lambda: Net(4, 4, 4, 1).folded(6).relu().conv(9, groups=3).relu().dense(3),
     "transposed": lambda: Net(4, 3, 3, 1).folded(5).relu().deconv(3).relu().dense(3),
+    "one channel": lambda: Net(4, 4, 4, 1).folded(1).relu().conv(1).relu().dense(2),
+    "one channel, two sample tiles": lambda: (
+        Net(8, 5, 5, 1).unfold().pool("max").conv(1).norm().relu().conv(3).dense(2)
+    ),
+    "one channel, flattened": lambda: (
+        Net(4, 4, 3, 1).folded(3).relu().conv(1).relu().flat().vector(2)
+    ),
+    "one filter, strided": lambda: (
+        Net(8, 5, 5, 1).folded(5).relu().conv(1, stride=2).pool("average").dense(3)
+    ),
+    "one filter, overlapping pool": lambda: (
+        Net(4, 5, 5, 1).folded(1).pool("max", 3, 2, True).conv(2).dense(3)
+    ),
 }
 
 
@@ -228,8 +243,13 @@ def test_networks(name):
     )
 
 
-def test_windows_of_one_position():
-    assert pointwise(3, 2)[0].is_identity
+@pytest.mark.parametrize("n", [4, 8])
+def test_one_output(n):
+    net = Net(n, 6, 6, 1).folded(5).relu().conv(1, 6, same=False)
+    forward = net.finished(g.sigmoid(net.x, name="out"))
+    sgd = optimizers.sgd()
+    fs = functions(forward, losses.BinaryCrossentropy(from_logits=False), optimizer=sgd)
+    check(fs, sgd, n, 36, side=T, target=labels(2), tolerance=0.03, steps=2)
 
 
 def deep(n: int, size: int) -> Net:

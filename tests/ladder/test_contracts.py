@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.programs.order import DISTANCE
 
 from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
@@ -16,6 +17,7 @@ from fpgrad.isa.config import VectorConfig
 
 def test_rows_without_a_fence_are_far_enough_apart():
     assert write_latency(function=True, post=True) + WRITE_LATENCY <= HAZARD_ROWS
+    assert DISTANCE == HAZARD_ROWS
 
 
 def test_partial_sums_are_as_many_as_the_machine_makes():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tests.programs.order import DISTANCE, issued
 from tests.programs.places import Footprint, footprint, members
 
 from fpgrad.isa.executor import RunResult
@@ -31,6 +32,8 @@ class _Done:
     number: int
     instruction: Instruction
     touches: Footprint
+    #: Rows that passes have sent through the pipeline, this one's included.
+    rows: int
 
 
 @dataclass
@@ -44,8 +47,10 @@ class _State:
     number: list[int] = field(default_factory=lambda: [0] * 4)
     channels: list[list[deque[list[int]]]] = field(default_factory=list)
     done: list[_Done] = field(default_factory=list)
-    #: Rows that passes have computed and not written: memory, addresses, values.
-    late: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    #: Rows that passes have sent through the pipeline.
+    rows: int = 0
+    #: What passes have computed and not written: ``rows`` after them, memory, addresses, values.
+    late: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 class DisorderlyReference(ReferenceExecutor):
@@ -115,7 +120,7 @@ class DisorderlyReference(ReferenceExecutor):
                 dma.load(self.machine, i, bases, step)
             case Store():
                 dma.store(self.machine, i, bases, step)
-        state.done.append(_Done(unit, state.number[unit], i, touches))
+        state.done.append(_Done(unit, state.number[unit], i, touches, state.rows))
         state.number[unit] += 1
         finished = [*clock]
         finished[unit] = state.number[unit]
@@ -129,6 +134,8 @@ class DisorderlyReference(ReferenceExecutor):
         for d in state.done:
             if d.number < state.clock[unit][d.unit]:
                 continue
+            if d.unit is unit and state.rows - d.rows >= DISTANCE:
+                continue
             # Passes follow each other through one pipeline: only what is read too early matters.
             clash = (
                 d.touches.writes & touches.reads if d.unit is unit else d.touches.conflicts(touches)
@@ -138,11 +145,13 @@ class DisorderlyReference(ReferenceExecutor):
 
     def _pass(self, state: _State, i: Vector, touches: Footprint) -> None:
         """Execute a pass, but keep what it writes for later."""
+        self._write(state, DISTANCE)
         rows = [(memory, at) for memory, at in self._places(touches.writes) if len(at)]
         old = [memory[at].copy() for memory, at in rows]
         vector.execute(self.machine, i)
+        state.rows += issued(i)
         for (memory, at), values in zip(rows, old, strict=True):
-            state.late.append((memory, at, memory[at].copy()))
+            state.late.append((state.rows, memory, at, memory[at].copy()))
             memory[at] = values
 
     def _places(self, places: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -156,7 +165,8 @@ class DisorderlyReference(ReferenceExecutor):
             (machine.exponents, at["tile"]),
         ]
 
-    def _write(self, state: _State) -> None:
-        for memory, at, values in state.late:
+    def _write(self, state: _State, distance: int = 0) -> None:
+        """Write what passes computed at least ``distance`` rows ago."""
+        while state.late and state.rows - state.late[0][0] >= distance:
+            _, memory, at, values = state.late.pop(0)
             memory[at] = values
-        state.late = []

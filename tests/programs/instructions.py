@@ -33,7 +33,9 @@ def vector(d: Draw, kind: str) -> Vector:
     if kind in ROW_OPS:
         space = d.one(Space.VECTOR, Space.INBOX)
         return Vector(
-            ROW_OPS[kind], p0=RowStream(space, 0, d.int(0, d.rows(space) - 1)), fence=d.one(0, 1)
+            ROW_OPS[kind],
+            p0=RowStream(space, 0, d.int(0, d.rows(space) - 1)),
+            fence=d.one(0, 0, 0, 0, 1),
         )
     flow = d.one(0, 0, 1) if kind == "tile" else 0
     ways = d.config.vector.ways
@@ -74,7 +76,7 @@ def vector_pass(d: Draw, kind: str, loops: Loops, flow: int = 0, acc: bool = Fal
         i1=d.immediate(),
         row_mask=d.mask(loops.n0),
         lane_mask=d.mask(d.t),
-        fence=d.one(0, 0, 0, 1),
+        fence=d.one(0, 0, 0, 0, 0, 0, 0, 1),
     )
     if kind == "tile":
         inner = -(-loops.n1 * loops.n0 // d.t) if flow else loops.n1

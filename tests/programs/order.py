@@ -1,8 +1,8 @@
 """Tokens and fences: as few as it takes to give what the instructions give one after the other.
 
 Hardware overlaps the units' instructions, and the passes of the vector unit. Of two instructions of different units
-that touch the same place the later waits for the earlier's token; a pass that reads what an earlier pass wrote has a
-fence. The next step is ordered after the one before in the same way, so that steps overlap, too.
+that touch the same place the later waits for the earlier's token; a pass that reads what a pass shortly before it wrote
+has a fence. The next step is ordered after the one before in the same way, so that steps overlap, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fpgrad.isa.instructions import (
     Tokens,
     Unit,
     Vector,
+    VectorOp,
 )
 from fpgrad.isa.program import Entry, Program
 
@@ -31,6 +32,9 @@ UNIT_OF: dict[type, Unit] = {
     Vector: Unit.VECTOR,
     Store: Unit.STORE,
 }
+
+#: Rows between a pass and one that reads what it wrote, from which on no fence is needed.
+DISTANCE = 20
 
 
 def queue(side: int) -> int:
@@ -87,14 +91,22 @@ def ordered(
 def _fences(items: list[Item]) -> None:
     """Fences of the passes; in a second step, too."""
     passes = [i for i in items if i.unit is Unit.VECTOR]
-    since: list[Item] = []
+    since: list[tuple[Item, int]] = []
+    rows = 0
     for item in passes * 2:
         assert isinstance(item.instruction, Vector)
-        if any(earlier.touches.writes & item.touches.reads for earlier in since):
+        near = [earlier for earlier, end in since if rows - end < DISTANCE]
+        if any(earlier.touches.writes & item.touches.reads for earlier in near):
             item.instruction = replace(item.instruction, fence=1)
         if item.instruction.fence:
             since = []
-        since.append(item)
+        rows += issued(item.instruction)
+        since.append((item, rows))
+
+
+def issued(v: Vector) -> int:
+    """Rows that a vector instruction sends through its unit's pipeline."""
+    return v.loops.count if v.op is VectorOp.PASS else 0
 
 
 def _must_wait(earlier: Item, later: Item) -> bool:

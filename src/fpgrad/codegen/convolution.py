@@ -15,6 +15,7 @@ from fpgrad.codegen.geometry import (
     Region,
     across,
     banded,
+    by_tile_rows,
     maps,
     regions,
     restricted,
@@ -109,6 +110,8 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
     kernel = Kernel.of(qw, node)
     grid, t = selector.keep.grid(node), selector.t
     parts: list[VectorStep] = []
+    if grid.kind != "tiles":
+        step = by_tile_rows(step)
     channels = (x.shape[1], node.shape[1], node.attrs["groups"])
     for region in regions(node.attrs["windows"], grid.m, grid.j):
         here = restricted(step, region)
@@ -118,6 +121,8 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
         for band in bands(*channels, t):
             part = across(here, band.j, band.count)
             part.matrix = conv_product(node, region, band, kernel, qx)
+            if grid.kind != "tiles":
+                part.matrix = as_row(part.matrix)
             part.matrix.useful_macs = (
                 t * region.h.count * region.columns * region.taps * band.macs(*channels, t)
             )
@@ -160,6 +165,15 @@ def conv_product(
     )
 
 
+def as_row(m: MatrixStep) -> MatrixStep:
+    """A product with one column, as the row that is its transpose: T samples of one channel."""
+
+    def flipped(w: TileWalk) -> TileWalk:
+        return replace(w, base=replace(w.base, transposed=not w.base.transposed))
+
+    return replace(m, rows=1, streamed=flipped(m.stationary), stationary=flipped(m.streamed))
+
+
 def without_product(step: VectorStep) -> VectorStep:
     """A pass whose products are all padding: their sum is zero."""
     a, b, c, d = (Source.ZERO if v is Source.ACC else v for v in step.operands)
@@ -193,7 +207,10 @@ def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
     grid = selector.keep.grid(node)
     t = selector.t
     stored = selector.new_rows(node)
-    target = Access(stored.buffer, s2=grid.j * t, s1=t, s0=1)
+    tiles = grid.kind == "tiles"
+    target = (
+        Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
+    )
     return stored, VectorStep(selector.loops(grid), Source.ACC, target=target)
 
 
@@ -293,6 +310,9 @@ def conv_weight(selector: Selector, node: Node) -> None:
                 offset=((tap * per_tap + band.i) * grid.j + band.j) * t,
             )
             step = VectorStep((1, band.length, band.count, t), Source.ACC, target=place)
+            if grid.kind != "tiles":  # T inputs of one filter a row, or T filters of one input
+                place = Access(place.buffer, s2=1, s1=1, offset=tap * per_tap + band.i + band.j)
+                step = VectorStep((1, band.length, band.count, 1), Source.ACC, target=place)
             pieces: list[VectorStep] = []
             for h in tap_segments(windows[0], r):
                 for w in tap_segments(windows[1], s):
@@ -328,6 +348,10 @@ def conv_weight(selector: Selector, node: Node) -> None:
                         * t
                         * band.macs(x.shape[1], dy.shape[1], groups, t),
                     )
+                    if grid.columns == 1:
+                        matrix = as_row(matrix)
+                    elif grid.rows == 1:
+                        matrix.rows = 1
                     pieces += shorter(replace(step, matrix=matrix), selector.keep.terms)
             if not pieces:
                 pieces = [replace(step, a=Source.ZERO)]

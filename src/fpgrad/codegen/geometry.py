@@ -228,6 +228,19 @@ def _with_samples(h: Segment, w: Segment, output: Map, source: Map) -> list[Regi
     return [Region(h, w, output, source, m) for m in range(output.samples)]
 
 
+def by_tile_rows(step: VectorStep) -> VectorStep:
+    """A pass over one number a sample, T samples a row, with the loops of a pass over a map; others as they are."""
+    n3, n2, n1, n0 = step.loops
+    if n3 == n2 == n0 == 1 < n1:
+        return moved(step, (1, n1, 1, 1), columns)
+    return step
+
+
+def columns(a: Access) -> Access:
+    """A walk over packed samples, from tile row to tile row."""
+    return replace(a, s2=a.s1, s1=0)
+
+
 def restricted(step: VectorStep, region: Region) -> VectorStep:
     """A pass over a whole map (loops: tile rows, tiles across, rows) for the positions of a region alone."""
     _, _, across, rows = step.loops

@@ -131,7 +131,7 @@ def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
     if rows_needed or quantise is None:
         stored = selector.new_rows(root, transposed=True)
         tail = grid.j * t - node.shape[1]
-        if tail:
+        if tail and grid.kind == "tiles":
             target = Access(stored.buffer, s2=grid.j * t, s0=1, offset=node.shape[1])
             selector.add(root, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
     joined = w.dilation == 1 or w.taps == 1
@@ -170,13 +170,14 @@ def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
                         offset=row * grid.j,
                     )
                 if stored is not None:
+                    lines = grid.row_count // grid.m
                     step.target = Access(
                         stored.buffer,
-                        s3=output.walk(1, 0) * grid.j * t,
-                        s2=output.walk(0, 1) * grid.j * t,
+                        s3=output.walk(1, 0) * lines,
+                        s2=output.walk(0, 1) * lines,
                         s1=inner[1],
                         s0=1,
-                        offset=row * grid.j * t + r * w.taps * channels,
+                        offset=row * lines + r * w.taps * channels,
                     )
                 selector.add(root, step)
 
@@ -195,14 +196,16 @@ def flatten(selector: Selector, node: Node) -> None:
     # Feature c of position p: a row of the vector's transposed tiles, and of the map's.
     of_vector = {"s3": vectors.j * t, "s2": channels, "s0": 1}
     of_map = {"s3": wide, "s2": samples * wide, "s0": 1}
+    if channels == 1:  # T samples a row already
+        of_map = {"s3": 1, "s2": samples}
     read, write = (of_map, of_vector) if flat else (of_vector, of_map)
     tail = grid.j * t - node.shape[1]
-    if tail:
+    if tail and grid.kind == "tiles":
         target = Access(stored.buffer, s2=grid.j * t, s0=1, offset=node.shape[1])
         selector.add(node, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
     step = VectorStep(
         (samples, count, 1, channels),
-        Access(source.buffer, transposed=not source.transposed, **read),
+        Access(source.buffer, transposed=source.kind == "tiles" and not source.transposed, **read),
         target=Access(stored.buffer, **write),
         text=node.op,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.geometry import Region, moved, regions, restricted
+from fpgrad.codegen.geometry import Region, by_tile_rows, columns, regions, restricted
 from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep
 from fpgrad.codegen.storage import Walk
 from fpgrad.graph import Node
@@ -35,7 +35,7 @@ def pool(selector: Selector, node: Node) -> None:
     def passes(step: VectorStep) -> list[VectorStep]:
         whole = selector.access(x, grid, walk)
         if grid.kind != "tiles":
-            step, whole = by_tile_rows(step, whole)
+            step, whole = by_tile_rows(step), columns(whole)
         scratch = scratch_of(selector, step, node)
         found: list[VectorStep] = []
         for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
@@ -52,16 +52,6 @@ def pool(selector: Selector, node: Node) -> None:
         return found
 
     selector.finish(node, VectorStep(selector.loops(grid), Source.ZERO), None, walk, passes)
-
-
-def by_tile_rows(step: VectorStep, source: Access) -> tuple[VectorStep, Access]:
-    """A pass over one number a sample, T samples a row, with the loops of a pass over a map."""
-
-    def at(a: Access) -> Access:
-        return replace(a, s2=a.s1, s1=0)
-
-    _, _, rows, _ = step.loops
-    return moved(step, (1, rows, 1, 1), at), at(source)
 
 
 def walk_of(selector: Selector, x: Node) -> Walk:
@@ -154,6 +144,9 @@ def max_gradient(selector: Selector, node: Node) -> None:
     def passes(step: VectorStep) -> list[VectorStep]:
         at_x = selector.access(x, grid, walk)
         at_y, at_dy = selector.access(y, pooled, walk), selector.access(dy, pooled, walk)
+        if grid.kind != "tiles":
+            step = by_tile_rows(step)
+            at_x, at_y, at_dy = columns(at_x), columns(at_y), columns(at_dy)
         scratch = scratch_of(selector, step, node)
         found: list[VectorStep] = []
         for region in regions(windows, grid.m, grid.j, taps_matter=False):

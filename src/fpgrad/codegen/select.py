@@ -149,7 +149,7 @@ class Selector:
         if grid.kind == "splat":
             return Limit(), Limit()
         if grid.kind == "vector":
-            rest = grid.rows * grid.columns % t
+            rest = 0 if grid.blocks > 1 else grid.rows * grid.columns % t
             return Limit(), Limit(1, rest) if rest else Limit()
         by_m = Limit(2, grid.rest) if grid.rest else Limit()
         by_j = Limit(1, grid.columns % t) if grid.columns % t else Limit()
@@ -231,6 +231,7 @@ class Selector:
         """A place for a node's numbers."""
         grid = self.keep.grid(node)
         buffer = Buffer(node.name or node.op, "vector", grid.row_count, self.t)
+        transposed = transposed and grid.kind == "tiles"
         self.stored[node] = Stored(buffer, grid, grid.kind, transposed)
         return self.stored[node]
 

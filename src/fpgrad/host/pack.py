@@ -61,7 +61,8 @@ def state_rows(
     if info["kind"] == "splat":
         out[:] = v
     elif info["kind"] == "vector":
-        out.reshape(-1)[: v.size] = v.reshape(-1)
+        blocks = info.get("blocks", 1)
+        out.reshape(blocks, -1)[:, : v.size // blocks] = v.reshape(blocks, -1)
     else:
         blocks = info.get("blocks", 1)
         m, j = blocks * -(-(rows // blocks) // side), -(-columns // side)
@@ -84,7 +85,7 @@ def tensor(
     if kind == "splat":
         return rows[..., :1, :1].reshape(*lead, 1, 1).copy()
     if kind == "vector":
-        return rows.reshape(*lead, -1)[..., : r * c].reshape(*lead, r, c)
+        return rows.reshape(*lead, blocks, -1)[..., : r * c // blocks].reshape(*lead, r, c)
     m, j = blocks * -(-(r // blocks) // side), -(-c // side)
     tiles = rows.reshape(*lead, m, j, side, side)
     if transposed:

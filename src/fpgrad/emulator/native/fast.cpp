@@ -251,6 +251,8 @@ FastPath::FastPath(Machine& machine, const Kernels& kernels, Pool& pool)
     for (auto& row : constants_) row.assign(c.side, 0);
     std::fill(constants_[ONE].begin(), constants_[ONE].end(), 0x3F800000);
     made_.assign(c.tiles, 0);
+    bytes_ = kernels_.sum_bytes && c.side == 16 && c.mantissa_bits <= 8;
+    form_size_ = c.side * c.side * (bytes_ ? 1 : 2);
 }
 
 void FastPath::plan(const Program& program) {

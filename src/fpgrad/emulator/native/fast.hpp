@@ -52,7 +52,6 @@ class FastPath {
     // What a thread needs for an output tile.
     struct Scratch {
         std::vector<std::int32_t> exponents;
-        std::vector<Product> order;
         std::vector<std::uint8_t> clamped;
     };
 
@@ -68,14 +67,12 @@ class FastPath {
     void clear_odd(const Vector& v);
     void forget_forms(const Vector& v);
     void build_forms(const Matrix& i, const MatrixPlan& plan);
-    const std::int16_t* form(int which, std::int64_t tile);
+    void form(int which, std::int64_t tile);
+    const void* tile(int form, std::int64_t tile) const;
     void output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t number, Word* words, std::uint8_t* over,
                      Scratch& scratch) const;
-    void sum_terms(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right, std::int64_t rows,
-                   std::int64_t from, std::int64_t to, std::int32_t top, std::int32_t* sums, Scratch& scratch) const;
-    bool sum_in_order(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right, std::int64_t rows,
-                      std::int64_t from, std::int64_t to, std::int32_t top, std::int32_t* sums,
-                      Scratch& scratch) const;
+    void sum(const Terms& terms, std::int32_t* sums) const;
+    bool sum_in_order(Terms terms, std::int32_t* sums, std::vector<std::uint8_t>& clamped) const;
 
     Machine& m_;
     const Kernels& kernels_;
@@ -88,9 +85,10 @@ class FastPath {
     // Rows that hold a word that the kernels do not take.
     std::vector<std::uint8_t> odd_[SPACES];
     std::int64_t odd_count_[SPACES] = {};
-    // Tiles in the order that products read them: transposed rows, pairs, pairs of the transposed.
-    enum { LEFT_TRANSPOSED, RIGHT, RIGHT_TRANSPOSED, FORMS };
-    Buffer<std::int16_t> forms_[FORMS];
+    // Tiles in the forms that products read.
+    bool bytes_ = false;         // in bytes
+    std::int64_t form_size_ = 0;  // bytes of a tile
+    Buffer<std::uint8_t> forms_[FORMS];
     std::vector<std::uint8_t> made_;  // a bit for each form of a tile
     std::vector<Scratch> scratches_;
     Buffer<Word> scratch_[2], random_rows_, buffered_rows_, constants_[SOURCES];

@@ -38,28 +38,24 @@ MatrixPlan FastPath::plan_matrix(const Matrix& i) const {
     return plan;
 }
 
-const std::int16_t* FastPath::form(int which, std::int64_t tile) {
-    const int t = m_.config.side;
-    const std::int64_t size = t * t;
-    std::int16_t* const out = forms_[which].data() + tile * size;
-    if (made_[tile] >> which & 1) return out;
+void FastPath::form(int which, std::int64_t tile) {
+    if (made_[tile] >> which & 1) return;
     made_[tile] |= static_cast<std::uint8_t>(1 << which);
-    const std::int16_t* const in = m_.mantissas.data() + tile * size;
-    if (which == RIGHT)
-        kernels_.pair(t, in, out);
-    else if (which == RIGHT_TRANSPOSED)  // pairs of the transposed are words of the tile
-        kernels_.transpose(t, t / 2, reinterpret_cast<const Word*>(in), t / 2, reinterpret_cast<Word*>(out));
-    else  // rows of the transposed are columns of pairs
-        kernels_.transpose(t / 2, t, reinterpret_cast<const Word*>(form(RIGHT, tile)), t,
-                           reinterpret_cast<Word*>(out));
-    return out;
+    const int t = m_.config.side;
+    const std::int16_t* const in = m_.mantissas.data() + tile * t * t;
+    std::uint8_t* const out = forms_[which].data() + tile * form_size_;
+    bytes_ ? kernels_.form_bytes(which, in, out) : kernels_.form(t, which, in, out);
+}
+
+const void* FastPath::tile(int form, std::int64_t tile) const {
+    if (form == LEFT && !bytes_) return m_.mantissas.data() + tile * m_.config.side * m_.config.side;
+    return forms_[form].data() + tile * form_size_;
 }
 
 void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
-    const std::int64_t t = m_.config.side;
     const auto build = [&](const TileStream& s, const std::vector<std::int32_t>& offsets, int which) {
-        for (int f : {which, which == LEFT_TRANSPOSED ? +RIGHT : which})
-            if (forms_[f].empty()) forms_[f].resize(static_cast<std::size_t>(m_.config.tiles * t * t));
+        if (which == LEFT && !bytes_) return;
+        if (forms_[which].empty()) forms_[which].resize(static_cast<std::size_t>(m_.config.tiles * form_size_));
         const Extent all = tiles_extent(i, s);
         const std::int64_t tiles = all.high - all.low + 1;
         if (tiles > 2 * i.outputs() * i.terms()) {  // far between
@@ -76,67 +72,31 @@ void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
             range(all.low + tiles * part / parts, all.low + tiles * (part + 1) / parts);
         });
     };
-    if (i.streamed.transposed) build(i.streamed, plan.left, LEFT_TRANSPOSED);
+    build(i.streamed, plan.left, i.streamed.transposed ? LEFT_TRANSPOSED : LEFT);
     build(i.stationary, plan.right, i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT);
 }
 
-// The sum of terms `from` to `to` in any order: they cannot saturate together.
-void FastPath::sum_terms(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right,
-                         std::int64_t rows, std::int64_t from, std::int64_t to, std::int32_t top, std::int32_t* sums,
-                         Scratch& scratch) const {
-    const std::int64_t t = m_.config.side, size = t * t;
-    const std::int32_t guard = m_.config.guard_bits;
-    const std::int32_t* const exponents = scratch.exponents.data();
-    const auto product = [&](std::int64_t k, std::int32_t shift) {
-        return Product{left + plan.left[k] * size, right + plan.right[k] * size, shift};
-    };
-    std::int32_t low = INT32_MAX, high = 0;
-    for (std::int64_t k = from; k < to; ++k) {
-        high = std::max(high, exponents[k]);
-        if (exponents[k]) low = std::min(low, exponents[k]);
-    }
-    std::vector<Product>& order = scratch.order;
-    order.clear();
-    std::int32_t last = 0;
-    if (high > 0)
-        for (std::int32_t distance = top - high; distance <= std::min(top - low, guard); ++distance) {
-            bool first = true;
-            for (std::int64_t k = from; k < to; ++k) {
-                if (exponents[k] != top - distance) continue;
-                order.push_back(product(k, first && !order.empty() ? distance - last : 0));
-                if (first) last = distance, first = false;
-            }
-        }
-    kernels_.products(static_cast<int>(t), order.data(), static_cast<std::int64_t>(order.size()), rows, guard - last,
-                      sums);
-    if (high == 0 || top - low <= guard) return;
-    for (std::int64_t k = from; k < to; ++k) {
-        if (exponents[k] == 0 || top - exponents[k] <= guard) continue;
-        alignas(64) std::int32_t one[16 * 16];
-        const Product p = product(k, 0);
-        kernels_.products(static_cast<int>(t), &p, 1, rows, 0, one);
-        const int shift = std::min(top - exponents[k] - guard, 31);
-        for (std::int64_t x = 0; x < rows * t; ++x) sums[x] += one[x] >> shift;
-    }
+void FastPath::sum(const Terms& terms, std::int32_t* sums) const {
+    bytes_ ? kernels_.sum_bytes(terms, sums) : kernels_.sum(m_.config.side, terms, sums);
 }
 
 // Adds terms one by one as the machine does, with saturation; says whether there was any.
-bool FastPath::sum_in_order(const MatrixPlan& plan, const std::int16_t* left, const std::int16_t* right,
-                            std::int64_t rows, std::int64_t from, std::int64_t to, std::int32_t top,
-                            std::int32_t* sums, Scratch& scratch) const {
-    const std::int64_t t = m_.config.side, size = t * t, limit = m_.config.accumulator_limit();
+bool FastPath::sum_in_order(Terms terms, std::int32_t* sums, std::vector<std::uint8_t>& clamped) const {
+    const std::int64_t size = terms.rows * m_.config.side, limit = m_.config.accumulator_limit();
+    const std::int32_t top = terms.top, guard = terms.guard;
     bool any = false;
-    for (std::int64_t k = from; k < to; ++k) {
-        if (scratch.exponents[k] == 0) continue;
+    for (const std::int64_t end = terms.to; terms.from < end; ++terms.from) {
+        const std::int32_t exponent = terms.exponents[terms.from];
+        if (exponent == 0) continue;
         alignas(64) std::int32_t one[16 * 16];
-        const Product p{left + plan.left[k] * size, right + plan.right[k] * size, 0};
-        kernels_.products(static_cast<int>(t), &p, 1, rows, 0, one);
-        const int shift = std::min(top - scratch.exponents[k], 62);
-        for (std::int64_t x = 0; x < rows * t; ++x) {
-            const std::int64_t sum = sums[x] + ((std::int64_t{one[x]} << m_.config.guard_bits) >> shift);
-            const std::int64_t clamped = std::clamp(sum, -limit, limit);
-            scratch.clamped[x] |= clamped != sum, any |= clamped != sum;
-            sums[x] = static_cast<std::int32_t>(clamped);
+        terms.to = terms.from + 1, terms.top = exponent, terms.guard = 0;
+        sum(terms, one);
+        const int shift = std::min(top - exponent, 62);
+        for (std::int64_t x = 0; x < size; ++x) {
+            const std::int64_t exact = sums[x] + ((std::int64_t{one[x]} << guard) >> shift);
+            const std::int64_t kept = std::clamp(exact, -limit, limit);
+            clamped[x] |= kept != exact, any |= kept != exact;
+            sums[x] = static_cast<std::int32_t>(kept);
         }
     }
     return any;
@@ -145,20 +105,16 @@ bool FastPath::sum_in_order(const MatrixPlan& plan, const std::int16_t* left, co
 void FastPath::output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t number, Word* words,
                            std::uint8_t* over, Scratch& scratch) const {
     const Config& c = m_.config;
-    const std::int64_t t = c.side, size = t * t, terms = static_cast<std::int64_t>(plan.left.size());
+    const std::int64_t t = c.side, size = t * t, count = static_cast<std::int64_t>(plan.left.size());
     const std::int32_t guard = c.guard_bits;
-    const std::int64_t left0 = i.first(i.streamed, number), right0 = i.first(i.stationary, number);
-    const std::int16_t* const left =
-        (i.streamed.transposed ? forms_[LEFT_TRANSPOSED] : m_.mantissas).data() + left0 * size;
-    const std::int16_t* const right =
-        forms_[i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT].data() + right0 * size;
-    std::int32_t top = 0;
-    scratch.exponents.resize(terms);
-    for (std::int64_t k = 0; k < terms; ++k) {
-        const std::int32_t l = m_.exponents[left0 + plan.left[k]], r = m_.exponents[right0 + plan.right[k]];
-        scratch.exponents[k] = l == 0 || r == 0 ? 0 : l + r;
-        top = std::max(top, scratch.exponents[k]);
-    }
+    const std::int64_t left = i.first(i.streamed, number), right = i.first(i.stationary, number);
+    scratch.exponents.resize(count);
+    const std::int32_t top =
+        kernels_.exponents(m_.exponents.data() + left, plan.left.data(), m_.exponents.data() + right,
+                           plan.right.data(), count, scratch.exponents.data());
+    Terms terms{tile(i.streamed.transposed ? LEFT_TRANSPOSED : LEFT, left),
+                tile(i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT, right),
+                plan.left.data(), plan.right.data(), scratch.exponents.data(), 0, count, top, guard, i.rows};
     std::fill_n(over, i.rows, 0);
     if (top == 0) {
         std::fill_n(words, i.rows * t, 0);
@@ -167,25 +123,25 @@ void FastPath::output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t
     alignas(64) std::int32_t sums[16 * 16];
     bool clamped = false;
     if (!plan.may_saturate) {
-        sum_terms(plan, left, right, i.rows, 0, terms, top, sums, scratch);
+        sum(terms, sums);
     } else {
         const std::int64_t limit = c.accumulator_limit(), largest = t * c.tile_limit() * c.tile_limit();
         const std::int64_t step = std::min(TERMS_AT_ONCE, c.safe_terms());
         std::fill_n(sums, i.rows * t, 0);
         scratch.clamped.assign(size, 0);
-        for (std::int64_t from = 0; from < terms; from += step) {
-            const std::int64_t to = std::min(terms, from + step);
+        for (terms.from = 0; terms.from < count; terms.from += step) {
+            terms.to = std::min(count, terms.from + step);
             std::int64_t reach = 0;
             for (std::int64_t x = 0; x < i.rows * t; ++x) reach = std::max<std::int64_t>(reach, std::abs(sums[x]));
-            for (std::int64_t k = from; k < to; ++k)
+            for (std::int64_t k = terms.from; k < terms.to; ++k)
                 if (scratch.exponents[k])
                     reach += ((largest << guard) >> std::min(top - scratch.exponents[k], 62)) + 1;
             if (reach > limit) {
-                clamped |= sum_in_order(plan, left, right, i.rows, from, to, top, sums, scratch);
+                clamped |= sum_in_order(terms, sums, scratch.clamped);
                 continue;
             }
             alignas(64) std::int32_t more[16 * 16];
-            sum_terms(plan, left, right, i.rows, from, to, top, more, scratch);
+            sum(terms, more);
             for (std::int64_t x = 0; x < i.rows * t; ++x) sums[x] += more[x];
         }
     }

@@ -57,11 +57,19 @@ struct PassArgs {
                       std::int16_t* tile, std::int32_t* exponent);
 };
 
-// One output tile: products in the order of rising difference to the largest exponent.
-struct Product {
-    const std::int16_t* left;   // rows of T mantissas
-    const std::int16_t* right;  // T/2 rows of T pairs
-    std::int32_t shift;         // left shift of the sum before this product
+// Tiles in the order in which sums of products read them. In 16 bits: rows of T mantissas (LEFT), pairs of
+// neighbouring rows, T/2 rows of T pairs (RIGHT). In bytes: rows of T, with the upper bit turned (LEFT), groups of four
+// neighbouring rows, T/4 rows of T groups (RIGHT). Transposed: of the transposed tile.
+enum Form : int { LEFT, LEFT_TRANSPOSED, RIGHT, RIGHT_TRANSPOSED, FORMS };
+
+// The terms of an output tile, and those of them that are to be summed.
+struct Terms {
+    const void *left, *right;  // forms of the first term's tiles
+    const std::int32_t *left_offset, *right_offset;  // from there to each term's, in tiles
+    const std::int32_t* exponents;  // of the products; 0: there is a tile of zeros
+    std::int64_t from, to;
+    std::int32_t top, guard;  // a product counts floor(p * 2**(guard - (top - exponent)))
+    std::int64_t rows;
 };
 
 // Runs a pass; returns saturated elements.
@@ -72,13 +80,19 @@ struct Kernels {
     bool (*supported)();
     // The function for passes with these options and tiles of side T = 4, 8 or 16.
     PassFunction (*pass)(int side, const PassArgs& args);
-    // sums[r*T + lane] of `rows` rows, shifted by `last` in the end.
-    void (*products)(int side, const Product* products, std::int64_t count, std::int64_t rows, int last,
-                     std::int32_t* sums);
+    // The exponents of products, from those of the first term's tiles on; returns the largest.
+    std::int32_t (*exponents)(const std::int32_t* left, const std::int32_t* left_offset, const std::int32_t* right,
+                              const std::int32_t* right_offset, std::int64_t count, std::int32_t* out);
+    // sums[r*T + lane] of the terms' rows; there is room for T rows.
+    void (*sum)(int side, const Terms& terms, std::int32_t* sums);
+    // A tile in the form for `sum`; LEFT is the tile itself.
+    void (*form)(int side, int form, const std::int16_t* in, void* out);
+    // The same in bytes, for tiles of side 16; null where that is not faster.
+    void (*sum_bytes)(const Terms& terms, std::int32_t* sums);
+    void (*form_bytes)(int form, const std::int16_t* in, void* out);
     // Sums to words, for a power of two that no result leaves the range with.
     void (*drain)(const std::int32_t* sums, std::int64_t count, std::int32_t power, std::uint32_t* words);
-    // out = pairs of neighbouring rows (T/2 rows of T pairs); out = transposed matrix of 32-bit words.
-    void (*pair)(int side, const std::int16_t* in, std::int16_t* out);
+    // out = the transposed matrix of 32-bit words.
     void (*transpose)(std::int64_t rows, std::int64_t columns, const std::uint32_t* in, std::int64_t stride,
                       std::uint32_t* out);
     // Whether any of the words is one that the fast path does not take: -0, subnormal, all-ones exponent.
@@ -89,6 +103,7 @@ extern const Kernels kernels_baseline;
 #if FPGRAD_X86_64
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vnni;
 #endif
 
 }  // namespace fpgrad

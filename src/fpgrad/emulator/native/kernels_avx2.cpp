@@ -11,8 +11,17 @@ static bool supported() {
 }
 
 const Kernels kernels_avx2 = {
-    "avx2",         supported,          avx2::pass, avx2::products,
-    avx2::drain, avx2::pair, avx2::transpose, avx2::odd,
+    .name = "avx2",
+    .supported = supported,
+    .pass = avx2::pass,
+    .exponents = avx2::exponents,
+    .sum = avx2::sum,
+    .form = avx2::form,
+    .sum_bytes = nullptr,
+    .form_bytes = nullptr,
+    .drain = avx2::drain,
+    .transpose = avx2::transpose,
+    .odd = avx2::odd,
 };
 
 }  // namespace fpgrad

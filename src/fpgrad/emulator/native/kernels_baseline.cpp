@@ -11,8 +11,17 @@ static bool supported() {
 }
 
 const Kernels kernels_baseline = {
-    "baseline",         supported,          baseline::pass, baseline::products,
-    baseline::drain, baseline::pair, baseline::transpose, baseline::odd,
+    .name = "baseline",
+    .supported = supported,
+    .pass = baseline::pass,
+    .exponents = baseline::exponents,
+    .sum = baseline::sum,
+    .form = baseline::form,
+    .sum_bytes = nullptr,
+    .form_bytes = nullptr,
+    .drain = baseline::drain,
+    .transpose = baseline::transpose,
+    .odd = baseline::odd,
 };
 
 }  // namespace fpgrad

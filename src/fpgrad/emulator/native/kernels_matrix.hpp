@@ -1,14 +1,21 @@
 // Tile products of one level: included by kernels_impl.hpp inside its namespace.
 #pragma once
 
-// R rows of an output tile of side T. Sums stay in registers over all products.
+struct Product {
+    const std::int16_t *left, *right;
+    int shift;  // left shift of the sum before this product
+};
+
+// R rows of an output tile of side T, added to `sums`. Sums stay in registers over all products.
 template <int T, int N, int R>
-void product_rows(const Product* products, std::int64_t count, std::int64_t row, int last, std::int32_t* sums) {
+void product_rows(const Product* products, int count, std::int64_t row, int last, std::int32_t* sums) {
     using S = Simd<N>;
     using I = typename S::I;
     constexpr int V = T / N;
-    I sum[R][V] = {};
-    for (std::int64_t k = 0; k < count; ++k) {
+    I sum[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sum[r][v] = S::load(sums + (row + r) * T + v * N);
+    for (int k = 0; k < count; ++k) {
         if (const int shift = products[k].shift)
             for (int r = 0; r < R; ++r)
                 for (int v = 0; v < V; ++v) sum[r][v] <<= shift;
@@ -32,19 +39,66 @@ void product_rows(const Product* products, std::int64_t count, std::int64_t row,
 }
 
 template <int T, int N>
-void product_tile(const Product* products, std::int64_t count, std::int64_t rows, int last, std::int32_t* sums) {
+void product_tile(const Product* products, int count, std::int64_t rows, int last, std::int32_t* sums) {
     constexpr int R = 4;
     std::int64_t row = 0;
     for (; row + R <= rows; row += R) product_rows<T, N, R>(products, count, row, last, sums);
     for (; row < rows; ++row) product_rows<T, N, 1>(products, count, row, last, sums);
 }
 
-inline void products(int side, const Product* p, std::int64_t count, std::int64_t rows, int last, std::int32_t* sums) {
-    switch (side) {
-    case 4: return product_tile<4, lanes(4)>(p, count, rows, last, sums);
-    case 8: return product_tile<8, lanes(8)>(p, count, rows, last, sums);
-    default: return product_tile<16, lanes(16)>(p, count, rows, last, sums);
+// Terms in the order of rising distance to the largest exponent; beyond `guard`, each loses bits for itself.
+template <int T, int N> void sum_tile(const Terms& t, std::int32_t* sums) {
+    constexpr int ROOM = 256;
+    Product order[ROOM];
+    int count = 0, last = 0;
+    const auto product = [&](std::int64_t k, int shift) {
+        return Product{static_cast<const std::int16_t*>(t.left) + std::int64_t{t.left_offset[k]} * T * T,
+                       static_cast<const std::int16_t*>(t.right) + std::int64_t{t.right_offset[k]} * T * T, shift};
+    };
+    std::int32_t high = 0, low = t.top;
+    for (std::int64_t k = t.from; k < t.to; ++k)
+        if (const std::int32_t e = t.exponents[k]) high = e > high ? e : high, low = e < low ? e : low;
+    __builtin_memset(sums, 0, t.rows * T * sizeof *sums);
+    if (high == 0) return;
+    const std::int32_t furthest = t.top - low < t.guard ? t.top - low : t.guard;
+    for (std::int32_t distance = t.top - high; distance <= furthest; ++distance)
+        for (std::int64_t k = t.from; k < t.to; ++k) {
+            if (t.exponents[k] != t.top - distance) continue;
+            if (count == ROOM) product_tile<T, N>(order, count, t.rows, 0, sums), count = 0;
+            order[count++] = product(k, distance - last);
+            last = distance;
+        }
+    product_tile<T, N>(order, count, t.rows, t.guard - last, sums);
+    if (t.top - low <= t.guard) return;
+    for (std::int64_t k = t.from; k < t.to; ++k) {
+        const std::int32_t e = t.exponents[k], beyond = t.top - e - t.guard;
+        if (e == 0 || beyond <= 0) continue;
+        alignas(64) std::int32_t one[T * T];
+        __builtin_memset(one, 0, t.rows * T * sizeof *one);
+        const Product p = product(k, 0);
+        product_tile<T, N>(&p, 1, t.rows, 0, one);
+        const int shift = beyond < 31 ? beyond : 31;
+        for (std::int64_t x = 0; x < t.rows * T; ++x) sums[x] += one[x] >> shift;
     }
+}
+
+inline void sum(int side, const Terms& terms, std::int32_t* sums) {
+    switch (side) {
+    case 4: return sum_tile<4, lanes(4)>(terms, sums);
+    case 8: return sum_tile<8, lanes(8)>(terms, sums);
+    default: return sum_tile<16, lanes(16)>(terms, sums);
+    }
+}
+
+inline std::int32_t exponents(const std::int32_t* left, const std::int32_t* left_offset, const std::int32_t* right,
+                              const std::int32_t* right_offset, std::int64_t count, std::int32_t* out) {
+    std::int32_t top = 0;
+    for (std::int64_t k = 0; k < count; ++k) {
+        const std::int32_t l = left[left_offset[k]], r = right[right_offset[k]];
+        const std::int32_t e = (l != 0) & (r != 0) ? l + r : 0;
+        out[k] = e, top = e > top ? e : top;
+    }
+    return top;
 }
 
 template <int N>
@@ -77,14 +131,6 @@ template <int T> void pair_rows(const std::int16_t* in, std::int16_t* __restrict
         }
 }
 
-inline void pair(int side, const std::int16_t* in, std::int16_t* out) {
-    switch (side) {
-    case 4: return pair_rows<4>(in, out);
-    case 8: return pair_rows<8>(in, out);
-    default: return pair_rows<16>(in, out);
-    }
-}
-
 inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32_t* in, std::int64_t stride,
                       std::uint32_t* out) {
     using S = Simd<4>;
@@ -107,4 +153,25 @@ inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32
             S::store(o + 2 * rows, __builtin_shuffle(ab2, de2, first));
             S::store(o + 3 * rows, __builtin_shuffle(ab2, de2, second));
         }
+}
+
+template <int T> void make_form(int form, const std::int16_t* in, std::int16_t* out) {
+    using Word = std::uint32_t;
+    alignas(64) std::int16_t pairs[T * T] = {};
+    if (form == RIGHT) {
+        pair_rows<T>(in, out);
+    } else if (form == RIGHT_TRANSPOSED) {  // pairs of the transposed are words of the tile
+        transpose(T, T / 2, reinterpret_cast<const Word*>(in), T / 2, reinterpret_cast<Word*>(out));
+    } else {  // rows of the transposed are columns of pairs
+        pair_rows<T>(in, pairs);
+        transpose(T / 2, T, reinterpret_cast<const Word*>(pairs), T, reinterpret_cast<Word*>(out));
+    }
+}
+
+inline void form(int side, int form, const std::int16_t* in, void* out) {
+    switch (side) {
+    case 4: return make_form<4>(form, in, static_cast<std::int16_t*>(out));
+    case 8: return make_form<8>(form, in, static_cast<std::int16_t*>(out));
+    default: return make_form<16>(form, in, static_cast<std::int16_t*>(out));
+    }
 }

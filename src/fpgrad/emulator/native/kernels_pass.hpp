@@ -12,16 +12,38 @@ template <int N> struct Arithmetic : Simd<N> {
     using I = typename S::I;
     using F = typename S::F;
 
+    // What operations need at hand. GCC would make such constants anew in every row.
+    struct Constants {
+#if defined(__AVX512F__)
+        I abs = S::splat(ABS), cut = S::splat(~0xFF), tie = S::splat(0x100), half = S::splat(0x7F);
+        I more = S::splat(0x80), unit = S::splat(1), tiny = S::splat(0x007FFFFF), high = S::splat(HIGH);
+        I low = S::splat(LOW - 1), all = S::splat(-1);
+        Constants() {
+            if constexpr (N == 16)
+                asm("" : "+v"(abs), "+v"(cut), "+v"(tie), "+v"(half), "+v"(more), "+v"(unit), "+v"(tiny), "+v"(high),
+                    "+v"(low), "+v"(all));
+        }
+#endif
+    };
+
     // The extremes of the magnitudes in a row, from which one comparison tells whether it must go the exact way.
     struct Range {
         I high = {}, low = ~I{};  // largest, and (unsigned) smallest less one, so that zero is the largest
         void add(I magnitude) { high = S::larger(high, magnitude); }
-        void add_product(I magnitude) {
+        void add_product(I magnitude, I less) {  // less: the magnitude less one
             add(magnitude);
-            low = S::smaller_unsigned(low, magnitude - 1);
+            low = S::smaller_unsigned(low, less);
         }
         void exclude(I lanes) { high |= lanes & ABS; }
-        bool bad() const { return S::any((high > HIGH) | (I)((typename S::U)low < (typename S::U)S::splat(LOW - 1))); }
+        bool bad(const Constants& c) const {
+#if defined(__AVX512F__)
+            if constexpr (N == 16)
+                return (_mm512_cmpgt_epi32_mask((__m512i)high, (__m512i)c.high) |
+                        _mm512_cmplt_epu32_mask((__m512i)low, (__m512i)c.low)) != 0;
+#endif
+            (void)c;
+            return S::any((high > HIGH) | (I)((typename S::U)low < (typename S::U)S::splat(LOW - 1)));
+        }
     };
 
     // f + e rounded to 16 bits, ties to even, where |e| is at most half a unit of f's last of 24 bits.
@@ -32,43 +54,46 @@ template <int N> struct Arithmetic : Simd<N> {
 #if defined(__AVX512F__)
     // The magnitude rounded towards zero, made odd when that is not exact: what it was is then known after rounding to
     // fewer bits. From the result rounded up and down.
-    static I odd(__m512 above, __m512 below) {
+    static I odd(__m512 above, __m512 below, const Constants& c) {
         const __m512i cut = _mm512_maskz_min_epu32(0xFFFF, (__m512i)above, (__m512i)below);
-        return (I)_mm512_mask_or_epi32(cut, _mm512_cmp_ps_mask(above, below, _CMP_NEQ_OQ), cut, _mm512_set1_epi32(1));
+        return (I)_mm512_mask_or_epi32(cut, _mm512_cmp_ps_mask(above, below, _CMP_NEQ_OQ), cut, (__m512i)c.unit);
     }
     // An odd one rounded to 16 bits, ties to even; zero where `keep` is not.
-    static F round_odd(I x, __mmask16 keep) {
-        const __mmask16 up = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0x100));
-        const __m512i half = _mm512_mask_blend_epi32(up, _mm512_set1_epi32(0x7F), _mm512_set1_epi32(0x80));
-        const __m512i sum = _mm512_add_epi32((__m512i)x, half);
-        return (F)_mm512_maskz_and_epi32(keep, sum, _mm512_set1_epi32(~0xFF));
+    static F round_odd(I x, __mmask16 keep, const Constants& c) {
+        const __mmask16 up = _mm512_test_epi32_mask((__m512i)x, (__m512i)c.tie);
+        const __m512i sum = (__m512i)(x + (I)_mm512_mask_blend_epi32(up, (__m512i)c.half, (__m512i)c.more));
+        return (F)_mm512_maskz_and_epi32(keep, sum, (__m512i)c.cut);
     }
     static constexpr int UP = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
     static constexpr int DOWN = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
 #endif
-    static F multiply(F a, F b, Range& range) {
+    static F multiply(F a, F b, Range& range, const Constants& c) {
 #if defined(__AVX512F__)
         if constexpr (N == 16) {
             const I x = odd(_mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
-                            _mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN));
-            range.add_product(x & ABS);
-            return round_odd(x, 0xFFFF);
+                            _mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN), c);
+            const I magnitude = x & c.abs;
+            range.add_product(magnitude, magnitude + c.all);
+            return round_odd(x, 0xFFFF, c);
         }
 #endif
+        (void)c;
         const F f = a * b;
-        range.add_product((I)f & ABS);
+        const I magnitude = (I)f & ABS;
+        range.add_product(magnitude, magnitude - 1);
         return (F)round(f, S::product_error(a, b, f));
     }
-    static F add(F a, F b, Range& range) {
+    static F add(F a, F b, Range& range, const Constants& c) {
 #if defined(__AVX512F__)
         if constexpr (N == 16) {
             const I x = odd(_mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
-                            _mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN));
-            const I magnitude = x & ABS;
+                            _mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN), c);
+            const I magnitude = x & c.abs;
             range.add(magnitude);
-            return round_odd(x, _mm512_cmpgt_epi32_mask((__m512i)magnitude, _mm512_set1_epi32(0x007FFFFF)));
+            return round_odd(x, _mm512_cmpgt_epi32_mask((__m512i)magnitude, (__m512i)c.tiny), c);
         }
 #endif
+        (void)c;
         const F f = a + b, z = f - a, e = (a - (f - z)) + (b - z);
         const I magnitude = (I)f & ABS;
         range.add(magnitude);
@@ -83,8 +108,8 @@ template <int N> struct Arithmetic : Simd<N> {
         return (F)((I)x & (I)(x > 0));
     }
 
-    template <int ALU> static F combine(F p, F c, Range& range) {
-        if constexpr (ALU == ALU_ADD) return add(p, c, range);
+    template <int ALU> static F combine(F p, F c, Range& range, const Constants& constants) {
+        if constexpr (ALU == ALU_ADD) return add(p, c, range, constants);
         if constexpr (ALU == ALU_MAX) return p >= c ? p : c;
         if constexpr (ALU == ALU_MIN) return p <= c ? p : c;
         if constexpr (ALU == ALU_GT) return (F)((I)one() & (I)(p > c));
@@ -92,6 +117,14 @@ template <int N> struct Arithmetic : Simd<N> {
         if constexpr (ALU == ALU_EQ) return (F)((I)one() & (I)(p == c));
         if constexpr (ALU == ALU_GATE) return (F)((I)p & (I)(c > 0));
         return p;
+    }
+
+    static std::int32_t largest_lane(I x) {
+        std::int32_t lanes[N];
+        S::store(lanes, x);
+        std::int32_t largest = lanes[0];
+        for (int i = 1; i < N; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+        return largest;
     }
 
     static I lookup(const FastTable& t, I set, I argument) {
@@ -202,38 +235,44 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                             *c = p.c.at(i[3], i[2], i[1], i[0]), *d = p.d.at(i[3], i[2], i[1], i[0]);
         std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nowhere;
         const std::int64_t stride = p.target.data ? p.target.s[0] : 0;
+        const std::int64_t as = p.a.s[0], bs = p.b.s[0], cs = p.c.s[0], ds = p.d.s[0];
+        const bool tiled = p.tiled, to_mask = p.to_mask;
+        const typename A::Constants constants;
+        I kept[V], most = largest;
+        for (int v = 0; v < V; ++v) kept[v] = A::load(mask + v * N);
         for (std::int64_t row = 0; row < count; ++row) {
             typename A::Range range;
             I result[V];
             for (int v = 0; v < V; ++v) {
                 F x = (F)A::load(a + v * N);
-                if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
+                if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range, constants);
                 x = (F)((I)x ^ np);
                 if constexpr (ALU != ALU_PASS)
-                    x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), range);
+                    x = A::template combine<ALU>(x, (F)(A::load(c + v * N) ^ nc), range, constants);
                 if constexpr (TABLED) {
                     x = A::evaluate(p.function, *p.table, x, range);
                 } else if (relu) {
                     x = A::relu(x);
                 }
-                if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range);
-                result[v] = (I)(x + 0.0f) & A::load(mask + v * N);
+                if constexpr (POST) x = A::multiply(x, (F)A::load(d + v * N), range, constants);
+                result[v] = (I)(x + 0.0f) & kept[v];
             }
-            if (__builtin_expect(range.bad(), 0)) {
+            if (__builtin_expect(range.bad(constants), 0)) {
                 alignas(64) std::uint32_t exact[T];
                 saturated += p.slow_row(p.context, a, b, c, d, false, lanes_masked ? p.lane_limit : T, exact);
-                for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & A::load(mask + v * N);
+                for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N) & kept[v];
             }
             for (int v = 0; v < V; ++v) {
-                if (p.tiled) {
+                if (tiled) {
                     A::store(keep + v * N, result[v]);
-                    largest = A::larger(largest, result[v] & ABS);
+                    most = A::larger(most, result[v] & ABS);
                 }
-                if (p.to_mask) result[v] = (I)A::one() & (I)((F)result[v] > 0);
+                if (to_mask) result[v] = (I)A::one() & (I)((F)result[v] > 0);
                 A::store(out + v * N, result[v]);
             }
-            a += p.a.s[0], b += p.b.s[0], c += p.c.s[0], d += p.d.s[0], out += stride, keep += T;
+            a += as, b += bs, c += cs, d += ds, out += stride, keep += T;
         }
+        largest = most;
         return saturated;
     }
 
@@ -249,9 +288,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     // `count` rows, and zeros up to T of them, to a tile.
     static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int16_t* tile,
                          std::int32_t* exponent) {
-        std::int32_t top = 0;
-        for (int x = 0; x < N; ++x) top = largest[x] > top ? largest[x] : top;
-        top >>= 23;
+        const std::int32_t top = A::largest_lane(largest) >> 23;
         const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
         *exponent = top;
         if (top == 0) {
@@ -284,6 +321,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         for (std::int64_t i3 = 0; i3 < p.n[3]; ++i3)
             for (std::int64_t i2 = 0; i2 < p.n[2]; ++i2)
                 for (std::int64_t i1 = 0; i1 < p.n[1]; ++i1) {
+                    const typename A::Constants constants;
                     const std::uint32_t *a = p.a.at(i3, i2, i1, 0), *b = p.b.at(i3, i2, i1, 0);
                     for (std::int64_t i0 = 0; i0 < p.n[0]; ++i0, a += p.a.s[0], b += p.b.s[0]) {
                         std::uint32_t* const way = ring[i0 % WAYS];
@@ -292,12 +330,13 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         I result[V];
                         for (int v = 0; v < V; ++v) {
                             F x = (F)A::load(a + v * N);
-                            if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range);
+                            if constexpr (MULTIPLY) x = A::multiply(x, (F)A::load(b + v * N), range, constants);
                             x = (F)((I)x ^ np);
-                            if (!first) x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), range);
+                            if (!first)
+                                x = A::template combine<ALU>(x, (F)(A::load(way + v * N) ^ nc), range, constants);
                             result[v] = (I)(x + 0.0f);
                         }
-                        if (__builtin_expect(range.bad(), 0)) {
+                        if (__builtin_expect(range.bad(constants), 0)) {
                             alignas(64) std::uint32_t exact[T];
                             saturated += p.slow_row(p.context, a, b, way, nullptr, first, T, exact);
                             for (int v = 0; v < V; ++v) result[v] = A::load(exact + v * N);

@@ -59,6 +59,7 @@ std::vector<const Kernels*> available() {
     std::vector<const Kernels*> all{&kernels_baseline};
 #if FPGRAD_X86_64
     all.push_back(&kernels_avx2), all.push_back(&kernels_avx512);
+    all.push_back(&kernels_avx512vnni);
 #endif
     std::erase_if(all, [](const Kernels* k) { return !k->supported(); });
     return all;
