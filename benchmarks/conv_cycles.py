@@ -61,17 +61,19 @@ FIGURES = (
 
 NOTES = """\
 * 1X: `16 C3 - 16 C3 - MP2 - 32 C3 - 32 C3 - MP2 - 64 C3 - 64 C3 - MP2 - FC10` on 32x32x3, each C3
-  a 3x3 convolution with padding and ReLU; 2X and 4X are twice and four times as wide. Softmax cross-entropy, SGD
-  with momentum; Keras models through `FPGA`, loss and accuracy summed on the machine
+  a 3x3 convolution with padding and ReLU; 2X and 4X are twice and four times as wide. Softmax
+  cross-entropy, SGD with momentum; Keras models through `FPGA`, loss and accuracy summed on the
+  machine
 * **cycles are those of the emulator's cycle model**, from one step to the next in a long run: forward,
   backward, gradients, optimizer and metrics. `python -m benchmarks.conv_cycles --rtl` measures a
   whole step of 1X in the generated hardware as well
 * utilisation: multiply-accumulates that the mathematics asks for, **without products with
   padding**, divided by lanes times cycles of the whole step. They are counted from the Keras model,
   not from the program
-* 'published way' counts taps on padding as work, as the published figures do: {counted}. The
-  machine skips these taps, so that it can exceed 100 % by that way, which then is no utilisation
-  of an array but the speed of one that does not skip them
+* 'published way' counts taps on padding as work, as the published figures do:
+  {counted}. The machine skips
+  these taps, so that it can exceed 100 % by that way, which then is no utilisation of an array but
+  a speed, in units of one that does not skip them and is always busy
 * vector unit: share of the step's cycles in which it makes rows; it works beside the matrix unit.
   Where both wait for each other is in neither share
 * seconds to compile: from a Keras model to the program with its training, evaluation and prediction
@@ -215,7 +217,7 @@ def _compare(record: Record, cases: Sequence[Case], programs: dict[str, Program]
                 "8-bit block floating point",
                 case.side**2,
                 case.batch_size,
-                cycles_per_step(programs[case.title], "train") // case.batch_size,
+                round(cycles_per_step(programs[case.title], "train") / case.batch_size),
             )
             for case in mine
         ]
