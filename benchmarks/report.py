@@ -15,7 +15,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 #: Benchmarks in the order of the page, with what each one asks.
 QUESTIONS = {
     "parity": "Does the machine learn what fp32 learns?",
+    "conv_parity": "Do convolutional networks learn what they learn in fp32?",
     "cycles": "How many cycles does a training step take?",
+    "conv_cycles": "How many cycles does a convolutional network take?",
     "emulator_speed": "How fast is the emulator?",
     "rtl_speed": "How fast is the generated hardware in simulation?",
     "compile_time": "How long does the compiler take?",
@@ -30,7 +32,9 @@ What fpgrad promises, and what was measured. Every figure on this page is render
 ```bash
 pip install torch==2.13.0 -e ".[bench]"
 python -m benchmarks.parity          # --help lists a benchmark's options
+python -m benchmarks.conv_parity     # --mnist: on MNIST as well
 python -m benchmarks.cycles
+python -m benchmarks.conv_cycles     # --rtl: a step in the generated hardware as well
 python -m benchmarks.emulator_speed
 python -m benchmarks.rtl_speed
 python -m benchmarks.compile_time

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import typer
 
 from benchmarks.models import SMALL, Case, compile_case, digits, formats
 from benchmarks.record import RESULTS, Record, finish, recording, say, spread
-from benchmarks.timing import timed
+from benchmarks.timing import timed, timed_both
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.flow.build import open_session
 from fpgrad.graph import Function
@@ -86,7 +85,9 @@ def _measure(
     wall, processor, cycles = [], [], 0
     for turn in range(repetitions + 1):
         before = session.counters["cycles"]
-        seconds, used = _both(lambda: session.train(data, trial.order, trial.scalars, trial.seeds))
+        seconds, used = timed_both(
+            lambda: session.train(data, trial.order, trial.scalars, trial.seeds)
+        )
         cycles = session.counters["cycles"] - before
         if turn:
             wall.append(cycles / seconds)
@@ -119,19 +120,6 @@ def _measure(
     record.bar(f"{lanes}: simulated cycles a second", float(np.median(wall)), "≥", SPEED_BAR, "")
     record.bar(f"{len(x)} digits: one epoch in RTL", float(np.median(epochs)), "≤", EPOCH_BAR, "s")
     record.bar(f"{lanes}: build", build, "≤", BUILD_BAR, "s")
-
-
-def _both(action: Callable[[], object]) -> tuple[float, float]:
-    """Wall seconds of a call and the seconds of processor time that it took."""
-    used = 0.0
-
-    def inner() -> None:
-        nonlocal used
-        before = time.process_time()
-        action()
-        used = time.process_time() - before
-
-    return timed(inner), used
 
 
 def main(repetitions: int = 5, cache: Path | None = None, out: Path = RESULTS) -> None:

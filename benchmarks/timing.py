@@ -41,3 +41,16 @@ def timed(action: Callable[[], object]) -> float:
         return time.perf_counter() - start
     finally:
         gc.enable()
+
+
+def timed_both(action: Callable[[], object]) -> tuple[float, float]:
+    """Wall seconds of a call, and the seconds of processor time that it took in all threads."""
+    used = 0.0
+
+    def inner() -> None:
+        nonlocal used
+        before = time.process_time()
+        action()
+        used = time.process_time() - before
+
+    return timed(inner), used

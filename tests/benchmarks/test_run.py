@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks import compile_time, cycles, emulator_speed, parity, rtl_speed
-from benchmarks.models import dense_case
+from benchmarks import (
+    compile_time,
+    conv_cycles,
+    conv_parity,
+    cycles,
+    emulator_speed,
+    parity,
+    rtl_speed,
+)
+from benchmarks.models import Case, dense_case
+from benchmarks.networks import conv_model
 from benchmarks.record import Record
 from benchmarks.report import render
 
 TINY = dense_case((32, 4, 10), 4, side=4)
+TINY_IMAGES = Case("1X", lambda: conv_model((4, 4, 1), [(4,), (4,)]), 4, side=4)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +50,54 @@ def test_compile_time():
     assert int(row["bytes"] or 0) > int(row["instructions"] or 0) > 0
 
 
+def test_conv_cycles():
+    record = conv_cycles.run([TINY_IMAGES], repetitions=1, tiles=[1, 500])
+    assert list(bars(record)) == [
+        f"{TINY_IMAGES.title}: array utilisation of a training step, padding not counted",
+        f"{TINY_IMAGES.title}: model to program, processor time",
+        "cases that could not be run",
+    ]
+    (row,) = record.tables[conv_cycles.CYCLES]
+    assert float(row["published way %"] or 0) > float(row["utilisation %"] or 0) > 0
+    assert len(record.tables[conv_cycles.PUBLISHED]) == 3
+    assert len(record.tables[conv_cycles.FEWER]) == 1
+    (failed,) = record.tables["Failed"]
+    assert failed["case"] == f"{TINY_IMAGES.title}, 1 tiles"
+
+
+def test_conv_parity():
+    setting = conv_parity.Setting("digits", normalise=True, optimizer="adam", epochs=1)
+    record = conv_parity.run([setting], seeds=1, batch_size=32, scales=[(2,)], samples=48)
+    assert list(bars(record)) == [f"{setting.title}: mean test accuracy away from fp32"]
+    (row,) = record.tables[f"{setting.title}, each seed"]
+    assert float(row["training loss"] or 0) == pytest.approx(row["fp32 training loss"], rel=0.05)
+
+
+SPEEDS = [
+    "fpgrad fit",
+    "PyTorch loop",
+    "PyTorch loop, fused optimizer",
+    "PyTorch loop, channels last",
+    "Keras fp32 fit",
+    "emulator alone",
+]
+
+
 def test_emulator_speed():
-    workload = emulator_speed.Workload((32, 4, 10), "adam", 8, samples=12, epochs=1, bar=1.0)
+    case = dense_case((32, 4, 10), 8)
+    workload = emulator_speed.Workload.of(case, samples=12, epochs=1, bar=1.0)
     record = emulator_speed.run([workload], repetitions=1, threads=[1])
     assert len(bars(record)) == 1
-    assert [row["contender"] for row in record.tables[workload.title]] == [
-        "fpgrad fit",
-        "PyTorch loop",
-        "PyTorch loop, fused optimizer",
-        "Keras fp32 fit",
-        "emulator alone",
-    ]
+    contenders = [row["contender"] for row in record.tables[workload.title]]
+    assert contenders == [name for name in SPEEDS if "channels" not in name]
+
+
+def test_emulator_speed_on_images():
+    workload = emulator_speed.Workload.of(TINY_IMAGES, samples=6, epochs=1, bar=1.0, footprint=True)
+    record = emulator_speed.run([workload], repetitions=1, threads=[1])
+    assert [row["contender"] for row in record.tables[workload.title]] == SPEEDS
+    for row in record.tables.get("Memory of the emulator", ()):  # only Linux tells
+        assert float(row["ratio"] or 0) > 0
 
 
 @pytest.mark.slow
@@ -58,6 +105,14 @@ def test_cycles(cache):
     held = bars(cycles.run([cycles.Count(TINY, steps=5)], cache))
     assert held["emulator's cycles away from the RTL's, largest of all cases"]
     assert held["cases whose bits differ on RTL and emulator"]
+    assert held["cases that could not be run"]
+
+
+@pytest.mark.slow
+def test_conv_cycles_in_rtl(cache):
+    held = bars(conv_cycles.run([TINY_IMAGES], 1, tiles=(), rtl=True, cache=cache))
+    assert held[f"{TINY_IMAGES.title}: a step in RTL: words that differ from the emulator's"]
+    assert held[f"{TINY_IMAGES.title}: a step in RTL: emulator's cycles away"]
     assert held["cases that could not be run"]
 
 
