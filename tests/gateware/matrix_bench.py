@@ -81,8 +81,9 @@ def random_instruction(config, rng, *, most=6, rows=None, terms=None):
     if rows is None:
         rows = config.side if rng.random() < 0.5 else int(rng.integers(1, config.side + 1))
     tokens = Tokens(*(int(x) for x in rng.integers(0, 16, 4)))
-    streams = stream(), stream()
-    return Matrix(*outputs, *sums, rows, *streams, signal=tokens)
+    n2, n1, n0 = outputs
+    k2, k1, k0 = sums
+    return Matrix(n2, n1, n0, k2, k1, k0, rows, stream(), stream(), signal=tokens)
 
 
 @dataclass

@@ -87,7 +87,7 @@ CONFIGS = {
 }
 
 #: The everyday machines; the last one only where there is time to build it.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "bare" else name for name in CONFIGS]
+NAMES = [pytest.param(name, marks=pytest.mark.long) if name == "bare" else name for name in CONFIGS]
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_long_sums(machines, data: st.DataObject):
     assert difference(case, machines("side 8")) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
 @settings(SETTINGS, max_examples=1000, derandomize=False)
