@@ -82,8 +82,8 @@ def test_issues_the_range_as_often_as_it_has_steps(first, stop, steps, stall):
             if ready and ctx.get(dut.instruction.valid):
                 assert all(n >= t for n, t in zip(tokens, taking, strict=True))
                 payload = dut.instruction.payload
-                assert ctx.get(payload.count) == ctx.get(payload.inbox) - 999
-                seen.append((ctx.get(dut.step), ctx.get(payload.inbox) - 1000))
+                assert ctx.get(payload.count) == ctx.get(payload.target) - 999
+                seen.append((ctx.get(dut.step), ctx.get(payload.target) - 1000))
                 took.append(taking)
                 cycles.append(now)
                 outstanding.append(seen[-1])

@@ -11,6 +11,8 @@ namespace fpgrad {
 
 namespace {
 
+// Output tiles whose exponents the scanner may know ahead.
+constexpr std::size_t SCANNED_AHEAD = 4;
 constexpr std::int64_t NEVER = -1000000000;
 
 // The last so many of a sequence of cycles.
@@ -230,6 +232,7 @@ class Follower {
         matrix_go_ = std::max(unit.start, matrix_last_);  // the cycle before the loader's first row
         matrix_loading_ = matrix_go_ + 1;
         matrix_scan_ = unit.start + i.terms() + 1;
+        matrix_scanned_ = unit.start;
         matrix_tile_ = 0;
     }
     bool finish(const Matrix& i, Of& unit, bool& moved) {
@@ -242,10 +245,16 @@ class Follower {
             std::int64_t go = first + (terms - 1) * t;
             if (needed > 0) go = std::max(go, taken_[needed - 1] + 1);
             matrix_go_ = matrix_last_ = go;
+            // The scanner reads a pair a cycle, so many output tiles ahead of the array.
+            matrix_scanned_ += terms;
+            if (matrix_begun_.size() == SCANNED_AHEAD) {
+                matrix_scanned_ = std::max(matrix_scanned_, matrix_begun_.front() + 5);
+                matrix_begun_.pop_front();
+            }
+            matrix_begun_.push_back(terms == 1 ? go : first);
             for (std::int64_t r = 0; r < i.rows; ++r) ready_.push(go + 1 + c_.drain + r);
             moved = true;
         }
-        matrix_scanned_ = matrix_go_ - (terms - 1) * t;
         unit.end = matrix_go_ + i.rows + 1;
         return true;
     }
@@ -317,6 +326,7 @@ class Follower {
     std::int64_t store_free_ = 0, store_request_ = 0, store_read_ = NEVER, store_made_ = NEVER, store_sent_ = NEVER,
                  store_kept_ = NEVER;
     std::deque<std::int64_t> left_;  // when the last units left the queue of STORE
+    std::deque<std::int64_t> matrix_begun_;  // when the last output tiles' first products began
     std::int64_t matrix_loading_ = 0, matrix_scanned_ = 0, matrix_last_ = NEVER, matrix_go_ = 0, matrix_scan_ = 0,
                  matrix_tile_ = 0;
     // The last row's issue and its pass's latency; when a tile's first row may leave again, when the last was written.
