@@ -79,9 +79,9 @@ def place(spans: dict[Buffer, tuple[int, int]], floor: int) -> int:
     return end
 
 
-def tile_spans(steps: StepList) -> dict[Buffer, tuple[int, int]]:
-    """Lifetimes of tile buffers, with the time that their moves take."""
-    spans = {b: s for b, s in lifetimes(steps.steps).items() if b.place == "tile"}
+def spans_of(steps: StepList) -> dict[Buffer, tuple[int, int]]:
+    """Lifetimes of buffers, with the time that their moves take."""
+    spans = lifetimes(steps.steps)
     for move in steps.moves:
         first, last = spans.get(move.buffer, (move.at, move.at))
         spans[move.buffer] = min(first, move.at), max(last, move.until)
@@ -92,17 +92,21 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     """Give every buffer of a function its base, above what persists.
 
     Tiles of tile memory may be written again once the pass that took the rows of their last product has begun:
-    the order of steps is that of passes, so their lifetimes need nothing more.
+    the order of steps is that of passes, so their lifetimes need nothing more. Inputs keep their places in the inbox,
+    and outputs theirs in the outbox, because their transfers reach into the neighbouring steps.
     """
-    spans = lifetimes(steps.steps)
-
-    def of(place_name: str) -> dict[Buffer, tuple[int, int]]:
-        return {b: s for b, s in spans.items() if b.place == place_name}
-
-    for buffer in {load.buffer for load in steps.loads}:
-        spans.setdefault(buffer, (0, 0))
-    vector = place(of("vector"), vector_floor)
-    tiles = place(tile_spans(steps), tile_floor)
+    spans = spans_of(steps)
     inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
     outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
-    return Need(vector, tiles, inbox, outbox, place(of("mask"), 0))
+    kept = {x.buffer for x in (*steps.loads, *steps.stores)}
+
+    def of(place_name: str) -> dict[Buffer, tuple[int, int]]:
+        return {b: s for b, s in spans.items() if b.place == place_name and b not in kept}
+
+    return Need(
+        place(of("vector"), vector_floor),
+        place(of("tile"), tile_floor),
+        place(of("inbox"), inbox),
+        place(of("outbox"), outbox),
+        place(of("mask"), 0),
+    )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
+from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import products_first, schedule, soonest_first
+from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
-from fpgrad.codegen.steps import Access, Buffer, LoadStep, StepList, StoreStep, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, LoadStep, Place, StepList, StoreStep, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
-from fpgrad.codegen.stream import fit_tiles
+from fpgrad.codegen.stream import Limits, fit
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -31,6 +33,9 @@ CHUNK = 256
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
 
+#: Cycles between writing a band that goes out and reading it when it is back.
+FAR = 6000
+
 #: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
 FEW = 250
 
@@ -42,20 +47,23 @@ class Machine:
     Args:
         formats: number formats and tile side; its memory sizes count only with ``fixed``.
         fixed: the machine exists already: use ``formats`` as it is, or fail.
-        tiles: tiles on the chip at most; those that find no room wait in external memory. None: as many as it takes,
-            or with ``fixed`` as many as there are.
+        tiles, rows, masks: tiles, rows of vector memory and of mask memory on the chip at most; what finds no room
+            waits in external memory. None: as many as it takes, or with ``fixed`` as many as there are.
     """
 
     formats: MachineConfig = MachineConfig()
     fixed: bool = False
     tiles: int | None = None
+    rows: int | None = None
+    masks: int | None = None
 
     @property
-    def tile_limit(self) -> int | None:
-        """Tiles on the chip if some may be outside, else None."""
-        if self.fixed and self.formats.memory.tile_dma:
-            return self.formats.memory.tiles
-        return None if self.fixed else self.tiles
+    def limits(self) -> Limits:
+        """What the chip has room for, as far as something may be outside."""
+        if not self.fixed:
+            return Limits(self.tiles, self.rows, self.masks)
+        m = self.formats.memory
+        return Limits(m.tiles, m.vector_rows, m.mask_rows) if m.tile_dma else Limits()
 
 
 def compile_functions(
@@ -98,15 +106,19 @@ def compile_functions(
     emitter = Emitter(config.vector.number, config.side)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
-    for steps in lists:
-        steps.steps = best_order(steps, config)
     house = housekeeping(keep, vector_floor)
     pieces: dict[Buffer, Pieces] = {}
+    floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
     for steps in lists:
-        pieces |= divide(steps, config.side)
-    if machine.tile_limit is not None:
-        for steps in lists:
-            fit_tiles(steps, tile_floor, machine.tile_limit, config.side)
+        if machine.limits.tiles is not None:
+            compute_again(steps, config.side)
+        order = best_order(steps, config)
+        divided = divide(steps, config.side)
+        selection = steps.steps
+        steps.steps = [selection[i] for i in order]
+        reorder = partial(order_with, selection, config)
+        outside = fit(steps, selection, floors, machine.limits, config.side, reorder)
+        pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
@@ -133,15 +145,8 @@ def compile_functions(
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
     for name, selector in selected.items():
-        symbols += [
-            named
-            for s in selector.stored.values()
-            for named in row_symbols(s, pieces.get(s.buffer), f"{name}: ")
-        ]
-        symbols += [
-            symbol(q.buffer, q.grid, "tiles", q.transposed, f"{name}: ")
-            for q in selector.quantised.values()
-        ]
+        for tensor in (*selector.stored.values(), *selector.quantised.values()):
+            symbols += symbols_of(tensor, pieces.get(tensor.buffer), f"{name}: ")
     return Program(
         config,
         {u: tuple(i) for u, i in emitter.units.items()},
@@ -157,18 +162,27 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
-    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
+def best_order(steps: StepList, config: MachineConfig) -> list[int]:
+    """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles."""
     side, queue = config.side, config.matrix.queue_rows
     if len(steps.steps) > FEW:
         return schedule(steps.steps, side, queue, products_first)[0]
-    halves = split(steps).steps
-    best, cycles = schedule(steps.steps, side, queue, soonest_first)
-    for candidate, policy in ((halves, soonest_first), (halves, products_first)):
-        order, fewer = schedule(candidate, side, queue, policy)
+    whole, halves = steps.steps, split(steps).steps
+    best, cycles = schedule(whole, side, queue, soonest_first)
+    for policy in (soonest_first, products_first):
+        order, fewer = schedule(halves, side, queue, policy)
         if fewer < cycles - cycles // 100:
-            best, cycles = order, fewer
+            steps.steps, best, cycles = halves, order, fewer
     return best
+
+
+def order_with(
+    steps: list[VectorStep], config: MachineConfig, far: Collection[Buffer]
+) -> list[VectorStep]:
+    """Steps in an order in which what is read of some tensors has the time to come back from external memory."""
+    distance = dict.fromkeys(far, FAR)
+    order, _ = schedule(steps, config.side, config.matrix.queue_rows, steady, distance)
+    return [steps[i] for i in order]
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:
@@ -345,14 +359,14 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
         )
 
 
-def row_symbols(s: Stored, pieces: Pieces | None, prefix: str) -> Iterator[Symbol]:
+def symbols_of(
+    s: Stored | Quantised, pieces: Pieces | None, prefix: str
+) -> Iterator[Symbol]:
     """A tensor's entries in the symbol table, one for each piece."""
-    if pieces is None:
-        yield symbol(s.buffer, s.grid, s.kind, s.transposed, prefix)
-        return
-    for first, buffer in zip(pieces.first, pieces.buffers, strict=True):
-        whole = symbol(buffer, s.grid, s.kind, s.transposed, prefix)
-        yield replace(whole, name=prefix + s.buffer.name, first=first)
+    kind = s.kind if isinstance(s, Stored) else "tiles"
+    for first, buffer in pieces.each if pieces is not None else [(0, s.buffer)]:
+        whole = symbol(buffer, s.grid, kind, s.transposed, prefix)
+        yield whole if pieces is None else replace(whole, name=prefix + s.buffer.name, first=first)
 
 
 def symbol(

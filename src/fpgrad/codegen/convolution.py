@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
 
+#: Pieces of long sums are a multiple of this.
+EVEN = 32
+
+
 @dataclass(frozen=True)
 class Band:
     """Output tiles ``j + a`` (a < count) that depend on input tiles ``i + a*step`` to ``i + a*step + length - 1``."""
@@ -244,6 +248,8 @@ def shorter(step: VectorStep, most: int) -> Iterator[VectorStep]:
     if inner > most:
         raise GraphError(f"{m.text}: a sum of {m.length} products cannot be divided")
     per = max(1, most // inner)
+    if per > EVEN:  # pieces that begin where bands do
+        per -= per % EVEN
     if math.prod(m.terms[:loop]) > 1:
         # Loops outside are unrolled: every piece has one iteration of them.
         for outer in range(m.terms[0]):

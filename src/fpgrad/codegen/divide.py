@@ -7,7 +7,7 @@ long before the next band's are written; as buffers of their own they share a pl
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fpgrad.codegen.steps import Access, Buffer, Region, StepList, VectorStep, region
@@ -27,6 +27,21 @@ class Pieces:
         """The piece that holds a row, and the row's place in it."""
         i = bisect_right(self.first, row) - 1
         return self.buffers[i], row - self.first[i]
+
+    @property
+    def each(self) -> list[tuple[int, Buffer]]:
+        """The first row of each piece, and its buffer."""
+        return list(zip(self.first, self.buffers, strict=True))
+
+    def within(self, smaller: Mapping[Buffer, Pieces]) -> Pieces:
+        """The pieces, where some of them are in pieces again."""
+        first: list[int] = []
+        buffers: list[Buffer] = []
+        for low, buffer in self.each:
+            parts = smaller.get(buffer, Pieces([0], [buffer]))
+            first += [low + x for x in parts.first]
+            buffers += parts.buffers
+        return Pieces(first, buffers)
 
 
 def divide(steps: StepList, side: int) -> dict[Buffer, Pieces]:

@@ -2,8 +2,9 @@
 
 Tokens. Each channel's tokens are used in order: the consumer waits for as many as have been promised up to the point
 it needs. Channels in use: LOAD→VECTOR (rows are in the inbox), VECTOR→LOAD (the inbox may be overwritten),
-VECTOR→MATRIX (tiles are written), VECTOR→STORE and STORE→VECTOR (likewise for the outbox). The matrix unit needs no
-channel back: taking a product's last row proves that its tiles have been read.
+VECTOR→MATRIX (tiles are written), VECTOR→STORE and STORE→VECTOR (likewise for the outbox), LOAD→MATRIX (tiles are back)
+and STORE→LOAD (what comes back soon has gone out). The matrix unit needs no channel back: taking a product's last row
+proves that its tiles have been read.
 
 Fences. A pass that reads rows which an earlier pass may still be computing waits for all earlier writes. It need not
 when so many rows lie between the two that the pipeline has passed them on.
@@ -14,19 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fpgrad.codegen.schedule import transposed
 from fpgrad.codegen.steps import (
+    MASK_ROWS,
     Access,
     Buffer,
     Limit,
     MatrixStep,
+    Move,
     Region,
     Scalar,
     StepList,
     StoreStep,
-    TileMove,
     TileWalk,
     Value,
     VectorStep,
@@ -61,6 +63,8 @@ from fpgrad.isa.program import Entry, Note
 #: Rows between a pass and one that reads what it wrote, from which on no fence is needed: at least the cycles from
 #: reading a row to its result being readable. `tests/ladder/test_contracts.py` compares it with the gateware.
 HAZARD_ROWS = 20
+
+TRANSFERS = {"tile": "tiles", "mask": "masks", "inbox": "rows", "outbox": "rows"}
 
 #: Tokens by unit name, for each vector instruction.
 Counts: TypeAlias = list[dict[str, int]]
@@ -134,8 +138,8 @@ class Emitter:
         signals: Counts,
         register: Callable[[str], int],
     ) -> int:
-        """Inputs in the order of their first use, each when the step before has read its buffer; then tiles that come
-        back, each when its place is free.
+        """Inputs in the order of their first use, each when the step before has read its buffer; then what comes back
+        from external memory, each when its place is free.
 
         Returns:
             tokens from VECTOR to LOAD at the start.
@@ -146,13 +150,8 @@ class Emitter:
         done = list(accumulate((last for _, last in spans), max))
         late = range(len(loads), len(loads) + len(moves))
         channel = Channel([*done, *(m.at - 1 for m in moves)], late)
-        taken = 0
+        needed = [first for first, _ in spans]
         for i, load in enumerate(loads):
-            first = spans[i][0]
-            needed = i + 1 - taken
-            if needed > 0:
-                waits[first]["load"] = waits[first].get("load", 0) + needed
-                taken = i + 1
             index = DramAddress()
             if load.index is not None:
                 stride = load.index_stride or -(-load.groups // self.side)
@@ -172,19 +171,31 @@ class Emitter:
                 signal=Tokens(vector=1),
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
+        awaited = {store: i + 1 for i, store in enumerate(awaited_stores(steps))}
+        gone = 0
         for i, move in enumerate(moves, len(loads)):
+            stored = max((awaited[store] for store in move.after), default=0)
+            wait = Tokens(vector=channel.wait(i), store=tokens_of(max(0, stored - gone)))
+            gone = max(gone, stored)
+            tiles = move.buffer.place == "tile"
+            if not tiles:
+                needed.append(move.until)
             instruction = Load(
-                kind=Transfer.TILES,
-                count=move.count,
-                rows=move.tiles,
                 source=DramAddress(register("spill"), move.row),
                 stride=move.block,
                 target=base(move.buffer) + move.inside,
-                group_stride=move.tiles,
-                wait=Tokens(vector=channel.wait(i)),
-                signal=Tokens(matrix=1),
+                wait=wait,
+                signal=Tokens(matrix=1) if tiles else Tokens(vector=1),
+                **transfer(move),
             )
-            self.add(Unit.LOAD, instruction, move.buffer.name, "load", "tiles")
+            self.add(Unit.LOAD, instruction, move.buffer.name, "load", TRANSFERS[move.buffer.place])
+        taken = 0
+        counts = {step: count for count, step in enumerate(needed, 1)}
+        for step in sorted(counts):
+            if counts[step] > taken:
+                more = tokens_of(counts[step] - taken)
+                waits[step]["load"] = waits[step].get("load", 0) + more
+                taken = counts[step]
         for step in channel.steps:
             signals[step]["load"] = signals[step].get("load", 0) + 1
         return channel.initial
@@ -193,7 +204,8 @@ class Emitter:
         """Products in the order of the passes that take them, each after the pass that wrote its tiles, or the load
         that brought them back."""
         written: list[tuple[Region, int]] = []
-        loaded = {move.buffer: i + 1 for i, move in enumerate(back(steps))}
+        tiles = [move for move in back(steps) if move.buffer.place == "tile"]
+        loaded = {move.buffer: i + 1 for i, move in enumerate(tiles)}
         seen, taken = -1, 0
         for i, step in enumerate(steps.steps):
             m = step.matrix
@@ -208,7 +220,7 @@ class Emitter:
                     tokens["vector"], seen = 1, needed
                 here = max((loaded.get(r.buffer, 0) for r in read), default=0)
                 if here > taken:
-                    tokens["load"], taken = here - taken, here
+                    tokens["load"], taken = tokens_of(here - taken), here
                 self.add(
                     Unit.MATRIX,
                     matrix(m, Tokens(**tokens)),
@@ -232,13 +244,14 @@ class Emitter:
         Returns:
             tokens from STORE to VECTOR at the start.
         """
-        out: list[tuple[int, int, StoreStep | TileMove]] = []
+        out: list[tuple[int, int, StoreStep | Move]] = []
         for store in steps.stores:
             first, last = uses(steps.steps, store.buffer)
             out.append((last, first, store))
         out += [(m.at, m.until, m) for m in steps.moves if m.kind == "store"]
         out.sort(key=lambda x: x[:2])
-        late = [i for i, (_, _, item) in enumerate(out) if isinstance(item, TileMove)]
+        late = [i for i, (_, _, item) in enumerate(out) if isinstance(item, Move)]
+        awaited = set(awaited_stores(steps))
         channel = Channel([last for last, _, _ in out], late)
         for last, _, item in out:
             signals[last]["store"] = signals[last].get("store", 0) + 1
@@ -254,17 +267,15 @@ class Emitter:
                 self.add(Unit.STORE, instruction, item.base, "store", item.base)
             else:
                 instruction = Store(
-                    kind=Transfer.TILES,
-                    count=item.count,
-                    rows=item.tiles,
                     source=base(item.buffer) + item.inside,
-                    group_stride=item.tiles,
                     target=DramAddress(register("spill"), item.row),
                     stride=item.block,
                     wait=Tokens(vector=1),
-                    signal=Tokens(vector=1),
+                    signal=Tokens(vector=1, load=int(item in awaited)),
+                    **transfer(item),
                 )
-                self.add(Unit.STORE, instruction, item.buffer.name, "store", "tiles")
+                note = TRANSFERS[item.buffer.place]
+                self.add(Unit.STORE, instruction, item.buffer.name, "store", note)
         for i in sorted(range(len(out)), key=lambda i: out[i][1]):
             _, step, _ = out[i]
             count = channel.wait(i)
@@ -364,16 +375,48 @@ class Channel:
     def wait(self, i: int) -> int:
         """How many tokens to take to have the ``i``-th; to be asked in the order of waiting."""
         needed = self._position[i] + (len(self.steps) if i in self._late else 0)
-        count = max(0, needed - self._taken)
+        count = tokens_of(max(0, needed - self._taken))
         self._taken += count
-        if count >= 1 << TOKEN_BITS:
-            raise GraphError(f"an instruction would wait for {count} tokens at once")
         return count
 
 
-def back(steps: StepList) -> list[TileMove]:
-    """Moves that bring tiles back, in the order in which they begin."""
+def tokens_of(count: int) -> int:
+    """A number of tokens that one instruction waits for.
+
+    Raises:
+        GraphError: more than its field holds.
+    """
+    if count >= 1 << TOKEN_BITS:
+        raise GraphError(f"an instruction would wait for {count} tokens at once")
+    return count
+
+
+def back(steps: StepList) -> list[Move]:
+    """Moves that bring something back, in the order in which they begin."""
     return sorted((m for m in steps.moves if m.kind == "load"), key=lambda m: (m.at, m.until))
+
+
+def awaited_stores(steps: StepList) -> list[Move]:
+    """Stores that a load waits for, in the order in which they begin."""
+    stores = {store for move in steps.moves for store in move.after}
+    return sorted(stores, key=lambda m: (m.at, m.until))
+
+
+def transfer(move: Move) -> dict[str, Any]:
+    """What LOAD and STORE have in common."""
+    if move.buffer.place == "mask":
+        rows, step = move.size // MASK_ROWS, MASK_ROWS
+        kind = Transfer.MASKS
+    else:
+        rows, step = move.size, 1
+        kind = Transfer.TILES if move.buffer.place == "tile" else Transfer.ROWS
+    return {
+        "kind": kind,
+        "count": move.count,
+        "rows": rows,
+        "group_stride": move.size,
+        "row_stride": step,
+    }
 
 
 def base(buffer: Buffer) -> int:

@@ -8,9 +8,11 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from fpgrad.codegen.external import groups
 from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
@@ -18,6 +20,9 @@ from fpgrad.isa.instructions import Source
 ROW_LATENCY = 20
 TILE_LATENCY = 40
 FILL = 30
+
+#: Cycles that the matrix unit may wait for a product of greater height.
+PATIENCE = 500
 
 
 @dataclass(eq=False)
@@ -68,11 +73,17 @@ class Ledger:
         self.written[region.buffer].append((region, item))
 
 
-def depends(steps: list[VectorStep], t: int) -> list[Item]:
-    """The dependency graph: what is read after it was written, written after it was read, written twice."""
+def depends(steps: list[VectorStep], t: int, distance: Mapping[Buffer, int]) -> list[Item]:
+    """The dependency graph: what is read after it was written, written after it was read, written twice.
+
+    Args:
+        distance: cycles that what is read of a tensor takes to come back, of the tensors that go out in pieces; a
+            piece is read when it is complete, and without delay by those who read no other.
+    """
     items = [Item(step, i) for i, step in enumerate(steps)]
     for item in items:
         item.products = products(item.step, t)
+    bands = bands_of(steps, t, distance)
     ledger = Ledger()
     prologue: list[Item] = []
     random: Item | None = None
@@ -83,8 +94,10 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
             (step.tiles_read(t), TILE_LATENCY),
         ):
             for region in regions:
-                for w in ledger.writers(region):
-                    item.before[w] = max(item.before.get(w, 0), latency)
+                pieces = [b for b in bands.get(region.buffer, ()) if b.meets(region)] or [region]
+                away = distance.get(region.buffer, 0) if len(pieces) > 1 else 0
+                for w in (w for piece in pieces for w in ledger.writers(piece)):
+                    item.before[w] = max(item.before.get(w, 0), latency + away)
         writes = step.rows_written(t) + step.tiles_written(t)
         for region in writes:
             for other in (*ledger.writers(region), *ledger.readers(region)):
@@ -105,6 +118,11 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
                 item.before.setdefault(random, 0)
             random = item
     for item in items:
+        for copy in [p for p in item.before if p.step.again]:
+            for p in item.before:
+                if p.index < copy.index and not p.step.again:
+                    copy.before.setdefault(p, 0)
+    for item in items:
         item.before.pop(item, None)
         for p in item.before:
             p.after.append(item)
@@ -112,6 +130,18 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
         tail = max((n.height + n.before[item] for n in item.after), default=0)
         item.height = tail + max(item.rows, item.products)
     return items
+
+
+def bands_of(
+    steps: list[VectorStep], t: int, some: Collection[Buffer]
+) -> dict[Buffer, list[Region]]:
+    """The pieces of some tensors."""
+    written: dict[Buffer, list[tuple[int, Region]]] = {}
+    for i, step in enumerate(steps if some else ()):
+        for r in step.rows_written(t) + step.tiles_written(t):
+            if r.buffer in some:
+                written.setdefault(r.buffer, []).append((i, r))
+    return {b: [Region(b, g.low, g.high) for g in groups(w)] for b, w in written.items()}
 
 
 def products(step: VectorStep, t: int) -> int:
@@ -150,19 +180,24 @@ Policy = Callable[[list[Item], Units], tuple[Item, Slot]]
 
 
 def schedule(
-    steps: list[VectorStep], t: int, queue_rows: int, policy: Policy
-) -> tuple[list[VectorStep], int]:
+    steps: list[VectorStep],
+    t: int,
+    queue_rows: int,
+    policy: Policy,
+    distance: Mapping[Buffer, int] = MappingProxyType({}),
+) -> tuple[list[int], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
     Args:
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
+        distance: see :func:`depends`.
 
     Returns:
-        the order, and an estimate of the step's cycles.
+        the order, as indices of ``steps``, and an estimate of the step's cycles.
     """
-    items = depends(steps, t)
+    items = depends(steps, t, distance)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -174,14 +209,14 @@ def schedule(
     for item in items:
         if not item.before:
             release(item)
-    order: list[VectorStep] = []
+    order: list[int] = []
     while ready:
         best, slot = policy(ready, units)
         ready.remove(best)
         best.start, best.end = slot.start, slot.end
         units.vector_free = slot.end
         units.matrix_free = max(units.matrix_free, slot.matrix_end)
-        order.append(best.step)
+        order.append(best.index)
         for n in best.after:
             waiting[n] -= 1
             if not waiting[n]:
@@ -197,7 +232,7 @@ def readiness(item: Item) -> tuple[int, int]:
     if matrix is not None:
         tiles = {matrix.streamed.base.buffer, matrix.stationary.base.buffer}
     for p, latency in item.before.items():
-        if latency == TILE_LATENCY and p.step.tile is not None and p.step.tile.buffer in tiles:
+        if latency >= TILE_LATENCY and p.step.tile is not None and p.step.tile.buffer in tiles:
             tiles_ready = max(tiles_ready, p.end + latency)
         else:
             rows_ready = max(rows_ready, streaming_ready(p, item, latency))
@@ -249,11 +284,24 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
 
     A pass that takes its rows waits for them most of the time: what can be done meanwhile goes before it.
     """
+    return _products(ready, units, height)
+
+
+def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
+    """Keep the matrix unit going, in the order of the program: what was begun is finished, so that little is alive."""
+    return _products(ready, units, lambda item: (-item.index,))
+
+
+def _products(
+    ready: list[Item], units: Units, rank: Callable[[Item], tuple[int, ...]]
+) -> tuple[Item, Slot]:
     able = [item for item in ready if item.products]
     if not able:
-        best = max(ready, key=height)
+        best = max(ready, key=rank)
         return best, timing(best, units)
-    best = max(able, key=height)
+    soonest = max(units.matrix_free, min(item.tiles_ready for item in able)) + PATIENCE
+    able = [item for item in able if item.tiles_ready <= soonest]
+    best = max(able, key=rank)
     best = min((item for item in able if item.tensor == best.tensor), key=lambda item: item.index)
     slot = timing(best, units)
     meanwhile = [
@@ -263,7 +311,7 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
         and max(units.vector_free, item.rows_ready) + item.rows <= slot.deadline
     ]
     if meanwhile:
-        best = max(meanwhile, key=height)
+        best = max(meanwhile, key=rank)
         slot = timing(best, units)
     return best, slot
 

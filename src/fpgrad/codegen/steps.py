@@ -16,6 +16,9 @@ from fpgrad.isa.instructions import Alu, Source
 #: Partial results of a reducing pass.
 WAYS = 4
 
+#: Rows of mask memory in a row of external memory.
+MASK_ROWS = 32
+
 Place = Literal["vector", "tile", "inbox", "outbox", "mask"]
 
 Counts = tuple[int, ...]
@@ -174,6 +177,7 @@ class VectorStep:
     op: Literal["pass", "scalars", "seed"] = "pass"
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
+    again: bool = False  # made a second time: not before those who read it have all else
 
     def __post_init__(self) -> None:
         self.loops = (1,) * (4 - len(self.loops)) + tuple(self.loops)
@@ -269,15 +273,17 @@ class StoreStep:
 
 
 @dataclass(eq=False)
-class TileMove:
-    """Tiles to external memory and back.
+class Move:
+    """Tiles, rows or masks to external memory and back.
 
     Args:
-        kind: "store": after step ``at`` has written the buffer's last tile; its place is free from step ``until`` on.
-            "load": once all steps before ``at`` are complete; step ``until`` is the first to read them.
+        buffer: on the chip; its place says what moves.
+        kind: "store": after step ``at`` has written the buffer's last row or tile; its place is free from step
+            ``until`` on. "load": once all steps before ``at`` are complete, and the stores ``after`` too; step
+            ``until`` is the first to read it.
         row: first row in the spill area of external memory.
-        count, tiles: blocks, and tiles in each; block: rows of external memory from one to the next.
-        inside: the first tile of the buffer that moves.
+        count, size: blocks, and rows or tiles in each; block: rows of external memory from one to the next.
+        inside: the first row or tile of the buffer that moves.
     """
 
     buffer: Buffer
@@ -286,9 +292,10 @@ class TileMove:
     at: int
     until: int
     count: int
-    tiles: int
+    size: int
     block: int
     inside: int = 0
+    after: list[Move] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -304,9 +311,9 @@ class StepList:
     steps: list[VectorStep] = field(default_factory=list)
     loads: list[LoadStep] = field(default_factory=list)
     stores: list[StoreStep] = field(default_factory=list)
-    moves: list[TileMove] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
     @property
     def spill_rows(self) -> int:
-        """Rows of external memory that tiles wait in."""
+        """Rows of external memory for what the chip has no room for."""
         return max((m.row + m.rows for m in self.moves), default=0)

@@ -1,0 +1,361 @@
+"""External memory: how one tensor lives there, in pieces that are on the chip only while they are written or read.
+
+A tensor's pieces go out as they are written, band by band. A step that reads some of it later reads a copy that a load
+has brought, ahead of its use; neighbouring steps share a copy: the taps of a kernel's gradient, or the products that
+go through the same rows. What is written, stored and loaded when follows from the order of the steps; the chip keeps
+no directory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import gcd, lcm
+from typing import Literal
+
+from fpgrad.codegen.geometry import BAND
+from fpgrad.codegen.steps import MASK_ROWS, Access, Buffer, Move, Place, Region, TileWalk, VectorStep
+
+#: Cycles that a load is begun ahead of its first use, besides those that it takes.
+AHEAD = 2000
+
+#: Steps after which a copy that nothing has read is given up, and loaded again when it is needed.
+NEAR = 40
+
+#: Copies of one tensor that are kept at a time.
+COPIES = 3
+
+#: Tiles of a block, at least.
+BLOCK = 16
+
+#: Where a tensor's pieces are on the chip when they are written, and when they are read.
+PLACES: dict[Place, tuple[Place, Place]] = {
+    "tile": ("tile", "tile"),
+    "mask": ("mask", "mask"),
+    "vector": ("outbox", "inbox"),
+}
+
+Mode = Literal["late", "bands"]
+"""What of a tensor is outside. late: it stays on the chip until those who read it first have done so, and comes back
+for the others; bands: every piece goes out when it is written, and stays only for readers that need no other piece."""
+
+
+@dataclass
+class Uses:
+    """Which pieces of a tensor are written and read by which step, in the order of steps."""
+
+    buffer: Buffer
+    written: list[tuple[int, Region]] = field(default_factory=list)
+    read: list[tuple[int, Region]] = field(default_factory=list)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last step that touches it."""
+        steps = [i for i, _ in (*self.written, *self.read)]
+        return min(steps), max(steps)
+
+    @property
+    def complete(self) -> bool:
+        """Whether each piece is finished before any of it is read, and never changed afterwards."""
+        if not self.read or not self.written:
+            return False
+        found = groups(self.written)
+        return all(g.last < i for i, r in self.read for g in found if g.meets(r.low, r.high))
+
+    def hurried(self) -> Uses:
+        """As if every piece were finished before it is read, which an order that knows of it will see to."""
+        written: list[tuple[int, Region]] = []
+        for group in groups(self.written):
+            limit = min((i for i, r in self.read if group.meets(r.low, r.high)), default=None)
+            for i, r in self.written:
+                if group.covers(r):
+                    written.append((i if limit is None else min(i, limit - 1), r))
+        return Uses(self.buffer, written, self.read)
+
+
+@dataclass
+class Copy:
+    """Rows or tiles ``low`` to ``high`` of a tensor on the chip, for steps ``first`` to ``last``."""
+
+    low: int
+    high: int
+    first: int
+    last: int
+    buffer: Buffer
+
+    @property
+    def size(self) -> int:
+        """Rows or tiles."""
+        return self.high + 1 - self.low
+
+    def covers(self, r: Region) -> bool:
+        """Whether all of a region is in it."""
+        return self.low <= r.low and r.high <= self.high
+
+    def meets(self, low: int, high: int) -> bool:
+        """Whether it has any of the rows ``low`` to ``high``."""
+        return self.low <= high and low <= self.high
+
+
+@dataclass
+class Plan:
+    """Where each step finds a tensor's pieces, and the moves that see to it."""
+
+    writes: dict[int, Copy] = field(default_factory=dict)
+    reads: dict[int, Copy] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+
+    def holdings(self) -> list[tuple[Buffer, int, int]]:
+        """Buffers on the chip, with the first and last step of each."""
+        spans: dict[Buffer, tuple[int, int]] = {}
+        touched = [(c.buffer, i, i) for uses in (self.writes, self.reads) for i, c in uses.items()]
+        for buffer, first, last in (*touched, *((m.buffer, m.at, m.until) for m in self.moves)):
+            low, high = spans.get(buffer, (first, last))
+            spans[buffer] = min(low, first), max(high, last)
+        return [(buffer, *span) for buffer, span in spans.items()]
+
+    @property
+    def rows(self) -> int:
+        """Rows of external memory that it takes."""
+        return max(m.row + m.rows for m in self.moves)
+
+
+class Clock:
+    """Estimated cycles at which steps begin."""
+
+    def __init__(self, steps: Sequence[VectorStep], side: int) -> None:
+        self.side = side
+        self.starts = [0]
+        for step in steps:
+            products = 0 if step.matrix is None else step.matrix.products
+            self.starts.append(self.starts[-1] + max(step.rows, products * side))
+
+    def before(self, step: int, cycles: int) -> int:
+        """The last step that begins so many cycles before another."""
+        return max(0, bisect_left(self.starts, self.starts[step] - cycles) - 1)
+
+    def after(self, step: int, cycles: int) -> int:
+        """The first step that begins so many cycles after another has ended."""
+        return min(len(self.starts) - 2, bisect_left(self.starts, self.starts[step + 1] + cycles))
+
+
+def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
+    """Uses of every buffer that could be outside."""
+    found: dict[Buffer, Uses] = {}
+    for i, step in enumerate(steps):
+        written = step.tiles_written(side) + step.rows_written(side)
+        read = step.tiles_read(side) + step.rows_read(side)
+        for regions, writes in ((written, True), (joined(read), False)):
+            for r in regions:
+                if r.buffer.place in PLACES and not r.buffer.persistent:
+                    uses = found.setdefault(r.buffer, Uses(r.buffer))
+                    (uses.written if writes else uses.read).append((i, r))
+    return found
+
+
+def joined(regions: Sequence[Region]) -> list[Region]:
+    """One region for each buffer: a step finds all that it reads of a tensor in one copy."""
+    found: dict[Buffer, Region] = {}
+    for r in regions:
+        other = found.get(r.buffer, r)
+        found[r.buffer] = Region(r.buffer, min(r.low, other.low), max(r.high, other.high))
+    return list(found.values())
+
+
+def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
+    """What is written together, as the pieces that are stored together: the same ones for any order of the steps."""
+    found: list[Copy] = []
+    for i, r in sorted(written, key=lambda x: x[1].low):
+        last = found[-1] if found else None
+        band = BAND * r.buffer.align
+        beside = last is not None and r.low == last.high + 1 and r.high - last.low < band
+        if last is not None and (r.low <= last.high or beside):
+            last.high = max(last.high, r.high)
+            last.first, last.last = min(last.first, i), max(last.last, i)
+        else:
+            found.append(Copy(r.low, r.high, i, i, r.buffer))
+    place = PLACES[written[0][1].buffer.place][0]
+    for group in found:
+        group.buffer = piece(group.buffer, group.low, group.high, place)
+    return found
+
+
+def piece(buffer: Buffer, low: int, high: int, place: Place) -> Buffer:
+    """A place on the chip for some of a tensor."""
+    return Buffer(f"{buffer.name}, from {low}", place, high + 1 - low, buffer.align)
+
+
+def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
+    """How a tensor lives outside, from ``row`` of the spill area on; None if it cannot.
+
+    Args:
+        mode: which of its pieces are outside.
+    """
+    written = groups(uses.written)
+    reads = sorted(uses.read, key=lambda x: x[0])
+    unit = block(uses.buffer, reduce(gcd, (x for g in written for x in (g.low, g.high + 1))))
+    if unit is None:
+        return None
+    planner = _Planner(uses.buffer, written, clock, row, unit)
+    return planner.late(uses, reads) if mode == "late" else planner.bands(uses, reads)
+
+
+def block(buffer: Buffer, common: int) -> int | None:
+    """Rows or tiles that move together, where all pieces begin and end at a multiple of ``common``; None if less could.
+
+    Tiles move in small blocks, so that little is loaded that nobody wants; but each has its exponents in a row.
+    """
+    if buffer.place == "tile":
+        return min((n for n in range(BLOCK, common + 1) if common % n == 0), default=common)
+    grain = lcm(buffer.align, MASK_ROWS) if buffer.place == "mask" else buffer.align
+    return None if common % grain else grain
+
+
+class _Planner:
+    """Plans one tensor, whose pieces move in blocks of ``unit`` rows or tiles."""
+
+    def __init__(
+        self, buffer: Buffer, written: list[Copy], clock: Clock, row: int, unit: int
+    ) -> None:
+        self.buffer, self.written, self.clock = buffer, written, clock
+        self.row, self.unit = row, unit
+        self.block = block_rows(buffer.place, unit, clock.side)
+        self.plan = Plan()
+        self.stores: list[Move] = []
+        self.copies: list[Copy] = []
+
+    def bands(self, uses: Uses, reads: Sequence[tuple[int, Region]]) -> Plan | None:
+        """Every piece goes out as it is written. Who reads soon, and from one piece alone, reads that."""
+        self.plan.writes = {i: self.group(r) for i, r in uses.written}
+        if not self.store_all():
+            return None
+        direct = PLACES[self.buffer.place][0] == PLACES[self.buffer.place][1]
+        later: list[tuple[int, Region]] = []
+        for i, r in reads:
+            group = next((g for g in self.written if g.covers(r)), None)
+            if direct and group is not None and i - group.last <= NEAR:
+                self.plan.reads[i] = group
+            else:
+                later.append((i, r))
+        for n in range(len(later)):
+            self.read(later[n:])
+        self.plan.moves = [*self.plan.moves, *self.stores]
+        return self.plan
+
+    def late(self, uses: Uses, reads: Sequence[tuple[int, Region]]) -> Plan | None:
+        """The whole tensor stays until the first who read it have done so; the others read copies."""
+        finished = max(i for i, _ in uses.written)
+        far = (
+            n
+            for n in range(1, len(reads))
+            if reads[n][0] > finished and reads[n][0] - reads[n - 1][0] > NEAR
+        )
+        n = next(far, None)
+        if n is None or self.buffer.place == "vector":
+            return None
+        last = max(reads[n - 1][0], finished)
+        first = min(g.first for g in self.written)
+        buffer = Buffer(self.buffer.name, self.buffer.place, self.buffer.size, self.buffer.align)
+        whole = Copy(0, self.buffer.size - 1, first, last, buffer)
+        self.plan.writes = {i: whole for i, _ in uses.written}
+        self.plan.reads = {i: whole for i, _ in reads[:n]}
+        if not self.store_all():
+            return None
+        self.stores = [
+            replace(m, buffer=buffer, inside=g.low)
+            for m, g in zip(self.stores, self.written, strict=True)
+        ]
+        for k in range(n, len(reads)):
+            self.read(reads[k:])
+        self.plan.moves = [*self.plan.moves, *self.stores]
+        return self.plan
+
+    def group(self, r: Region) -> Copy:
+        """The piece that a step writes."""
+        return next(g for g in self.written if g.covers(r))
+
+    def store_all(self) -> bool:
+        """Stores of all pieces; whether the step is long enough for them."""
+        for group in self.written:
+            until = self.clock.after(group.last, self.cycles(group.size) + AHEAD)
+            if until <= group.last:
+                return False
+            self.stores.append(self.move("store", group, group.last, until))
+        return True
+
+    def read(self, later: Sequence[tuple[int, Region]]) -> None:
+        """Let the first of these steps find a copy: one that is there, or one that is loaded for it."""
+        i, r = later[0]
+        copy = next((c for c in self.copies if c.covers(r) and i - c.last <= NEAR), None)
+        if copy is None:
+            low, high = wanted(later, self.unit)
+            sources = [m for g, m in zip(self.written, self.stores, strict=True) if g.meets(low, high)]
+            ready = max(m.at for m in sources) + 1
+            at = max(ready, self.clock.before(i, self.cycles(high + 1 - low) + AHEAD), 1)
+            at = min(at, i)
+            place = PLACES[self.buffer.place][1]
+            copy = Copy(low, high, at, i, piece(self.buffer, low, high, place))
+            self.copies = [copy, *self.copies[: COPIES - 1]]
+            load = self.move("load", copy, at, i)
+            load.after = [m for m in sources if m.until >= at]
+            self.plan.moves.append(load)
+        copy.last = i
+        self.plan.reads[i] = copy
+
+    def cycles(self, size: int) -> int:
+        """Cycles to move so many rows or tiles."""
+        return size * (self.clock.side if self.buffer.place == "tile" else 1)
+
+    def move(self, kind: Literal["load", "store"], copy: Copy, at: int, until: int) -> Move:
+        """A transfer of a copy."""
+        where = self.row + copy.low // self.unit * self.block
+        count = copy.size // self.unit
+        if self.buffer.place == "tile":
+            return Move(copy.buffer, kind, where, at, until, count, self.unit, self.block)
+        return Move(copy.buffer, kind, where, at, until, 1, copy.size, count * self.block)
+
+
+def wanted(reads: Sequence[tuple[int, Region]], unit: int) -> tuple[int, int]:
+    """What to load for a step: what it reads, and what the next steps read with it, in whole blocks."""
+    now, first = reads[0]
+    low, high = first.low, first.high
+    most = 2 * (high - low + 1)
+    for i, r in reads[1:]:
+        if i - now > NEAR:
+            break
+        both = min(low, r.low), max(high, r.high)
+        if r.low <= high and low <= r.high and both[1] - both[0] < most:
+            low, high = both
+    return low - low % unit, high - high % unit + unit - 1
+
+
+def block_rows(place: Place, size: int, side: int) -> int:
+    """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
+    if place == "tile":
+        return -(-size // (4 * side)) + size * side // 4
+    return size // MASK_ROWS if place == "mask" else size
+
+
+def relocated(step: VectorStep, buffer: Buffer, written: Copy | None, read: Copy | None) -> VectorStep:
+    """A step that finds a tensor in copies of parts of it."""
+
+    def at(a: Access | None, copy: Copy | None) -> Access | None:
+        if a is None or copy is None or a.buffer is not buffer:
+            return a
+        return replace(a, buffer=copy.buffer, offset=a.offset - copy.low)
+
+    def walk(w: TileWalk) -> TileWalk:
+        base = at(w.base, read)
+        assert base is not None
+        return replace(w, base=base)
+
+    m = step.matrix
+    if m is not None and read is not None:
+        m = replace(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
+    a, b, c, d = (at(v, read) if isinstance(v, Access) else v for v in step.operands)
+    assert a is not None and b is not None and c is not None and d is not None
+    return replace(
+        step, a=a, b=b, c=c, d=d, matrix=m, target=at(step.target, written), tile=at(step.tile, written)
+    )
