@@ -11,6 +11,7 @@ from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
+from fpgrad.codegen.geometry import banded
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
@@ -32,6 +33,9 @@ CHUNK = 256
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
+
+#: How much of vector memory what persists may take where memory is limited; the rest lives outside.
+STATES = 0.4
 
 #: Cycles between writing a band that goes out and reading it when it is back.
 FAR = 6000
@@ -99,8 +103,10 @@ def compile_functions(
                 keep.add_state_tile(node.inputs[0])
         for state in function.states:
             keep.add_state(state)
+    if machine.limits.rows is not None:
+        keep.send_out(int(machine.limits.rows * STATES))
     selected = {name: select(function, keep) for name, function in functions.items()}
-    vector_floor, tile_floor = place_persistent(keep)
+    vector_floor, tile_floor, image = place_persistent(keep)
 
     need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
     emitter = Emitter(config.vector.number, config.side)
@@ -119,6 +125,9 @@ def compile_functions(
         reorder = partial(order_with, selection, config)
         outside = fit(steps, selection, floors, machine.limits, config.side, reorder)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
+    for steps in house:
+        unchanged = partial(order_with, steps.steps, config)
+        fit(steps, steps.steps, floors, Limits(), config.side, unchanged)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
@@ -142,7 +151,8 @@ def compile_functions(
             octets,
         )
     check_fit(config, need, control)
-    symbols = [symbol(s.buffer, s.grid, s.kind) for s in keep.states.values()]
+    near = [s for s in keep.states.values() if not s.buffer.outside]
+    symbols = [symbol(s.buffer, s.grid, s.kind) for s in near]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
     for name, selector in selected.items():
         for tensor in (*selector.stored.values(), *selector.quantised.values()):
@@ -153,7 +163,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, vector_floor),
+        describe(functions, selected, keep, vector_floor, image),
     )
 
 
@@ -194,9 +204,13 @@ def scalar_index(function: GraphFunction | None) -> dict[str, int]:
     return {n.name: i for i, n in enumerate(scalars)}
 
 
-def place_persistent(keep: Persistent) -> tuple[int, int]:
-    """Bases for what persists, metrics last; the ends in vector memory and in tile memory."""
-    states = sorted(keep.states.items(), key=lambda item: keep.roles[item[0]] == "metric")
+def place_persistent(keep: Persistent) -> tuple[int, int, int]:
+    """Bases for what persists, metrics last; the ends in vector memory, in tile memory, and of the image.
+
+    The image in external memory has the rows of vector memory, then those that live outside.
+    """
+    inside = [item for item in keep.states.items() if item[0] not in keep.outside]
+    states = sorted(inside, key=lambda item: keep.roles[item[0]] == "metric")
     rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
     rows = lay_out(keep.constant_rows, rows)
     rows = lay_out(
@@ -204,7 +218,9 @@ def place_persistent(keep: Persistent) -> tuple[int, int]:
     )
     tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
-    return align_up(rows, keep.side), tiles
+    rows = align_up(rows, keep.side)
+    image = lay_out([keep.states[name].buffer for name in sorted(keep.outside)], rows)
+    return rows, tiles, image
 
 
 def metric_rows(keep: Persistent) -> tuple[int, int]:
@@ -246,7 +262,7 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
         lists.append(
             StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)])
         )
-    lists.append(StepList("quantise", [requantise(keep, s, q) for s, q in quantised_states(keep)]))
+    lists.append(StepList("quantise", [p for s, q in quantised_states(keep) for p in banded(requantise(keep, s, q))]))
     first, size = metric_rows(keep)
     if size:
         outbox = Buffer("metrics out", "outbox", size)
@@ -384,11 +400,17 @@ def describe(
     selected: Mapping[str, Selector],
     keep: Persistent,
     rows: int,
+    image: int,
 ) -> dict[str, Any]:
-    """What the host needs to know, as JSON values."""
+    """What the host needs to know, as JSON values.
+
+    Args:
+        rows: those of the image that are moved to the chip and back.
+        image: all.
+    """
     first, size = metric_rows(keep)
     return {
-        "image_rows": rows,
+        "image_rows": image,
         "chunks": len(range(0, rows, CHUNK)),
         "chunk_rows": CHUNK,
         "metrics": [first, size],

@@ -181,7 +181,7 @@ class Emitter:
             if not tiles:
                 needed.append(move.until)
             instruction = Load(
-                source=DramAddress(register("spill"), move.row),
+                source=DramAddress(register(move.area), move.row),
                 stride=move.block,
                 target=base(move.buffer) + move.inside,
                 wait=wait,
@@ -250,7 +250,8 @@ class Emitter:
             out.append((last, first, store))
         out += [(m.at, m.until, m) for m in steps.moves if m.kind == "store"]
         out.sort(key=lambda x: x[:2])
-        late = [i for i, (_, _, item) in enumerate(out) if isinstance(item, Move)]
+        end = len(steps.steps)
+        late = [i for i, (_, until, x) in enumerate(out) if isinstance(x, Move) and until < end]
         awaited = set(awaited_stores(steps))
         channel = Channel([last for last, _, _ in out], late)
         for last, _, item in out:
@@ -268,7 +269,7 @@ class Emitter:
             else:
                 instruction = Store(
                     source=base(item.buffer) + item.inside,
-                    target=DramAddress(register("spill"), item.row),
+                    target=DramAddress(register(item.area), item.row),
                     stride=item.block,
                     wait=Tokens(vector=1),
                     signal=Tokens(vector=1, load=int(item in awaited)),
@@ -276,8 +277,8 @@ class Emitter:
                 )
                 note = TRANSFERS[item.buffer.place]
                 self.add(Unit.STORE, instruction, item.buffer.name, "store", note)
-        for i in sorted(range(len(out)), key=lambda i: out[i][1]):
-            _, step, _ = out[i]
+        for i in sorted(range(len(out)), key=lambda i: out[i][1] % end):
+            step = out[i][1] % end
             count = channel.wait(i)
             if count:
                 waits[step]["store"] = waits[step].get("store", 0) + count

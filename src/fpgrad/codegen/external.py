@@ -15,8 +15,9 @@ from functools import reduce
 from math import gcd, lcm
 from typing import Literal
 
-from fpgrad.codegen.geometry import BAND
+from fpgrad.codegen.geometry import band_of
 from fpgrad.codegen.steps import MASK_ROWS, Access, Buffer, Move, Place, Region, TileWalk, VectorStep
+from fpgrad.errors import GraphError
 
 #: Cycles that a load is begun ahead of its first use, besides those that it takes.
 AHEAD = 2000
@@ -37,9 +38,10 @@ PLACES: dict[Place, tuple[Place, Place]] = {
     "vector": ("outbox", "inbox"),
 }
 
-Mode = Literal["late", "bands"]
+Mode = Literal["late", "bands", "state"]
 """What of a tensor is outside. late: it stays on the chip until those who read it first have done so, and comes back
-for the others; bands: every piece goes out when it is written, and stays only for readers that need no other piece."""
+for the others; bands: every piece goes out when it is written, and stays only for readers that need no other piece;
+state: it persists outside, what is read is what was there before, and what is written takes its place."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
         read = step.tiles_read(side) + step.rows_read(side)
         for regions, writes in ((written, True), (joined(read), False)):
             for r in regions:
-                if r.buffer.place in PLACES and not r.buffer.persistent:
+                if r.buffer.place in PLACES and (r.buffer.outside or not r.buffer.persistent):
                     uses = found.setdefault(r.buffer, Uses(r.buffer))
                     (uses.written if writes else uses.read).append((i, r))
     return found
@@ -169,15 +171,16 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
     found: list[Copy] = []
     for i, r in sorted(written, key=lambda x: x[1].low):
         last = found[-1] if found else None
-        band = BAND * r.buffer.align
+        tile = r.buffer.align if r.buffer.place != "tile" else 1
+        band = band_of(r.buffer.size // tile) * tile
         beside = last is not None and r.low == last.high + 1 and r.high - last.low < band
         if last is not None and (r.low <= last.high or beside):
             last.high = max(last.high, r.high)
             last.first, last.last = min(last.first, i), max(last.last, i)
         else:
             found.append(Copy(r.low, r.high, i, i, r.buffer))
-    place = PLACES[written[0][1].buffer.place][0]
     for group in found:
+        place = PLACES[group.buffer.place][0]
         group.buffer = piece(group.buffer, group.low, group.high, place)
     return found
 
@@ -195,10 +198,12 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     """
     written = groups(uses.written)
     reads = sorted(uses.read, key=lambda x: x[0])
-    unit = block(uses.buffer, reduce(gcd, (x for g in written for x in (g.low, g.high + 1))))
+    unit = block(uses.buffer, reduce(gcd, (x for g in written for x in (g.low, g.high + 1)), uses.buffer.size))
     if unit is None:
         return None
     planner = _Planner(uses.buffer, written, clock, row, unit)
+    if mode == "state":
+        return planner.state(uses, reads)
     return planner.late(uses, reads) if mode == "late" else planner.bands(uses, reads)
 
 
@@ -225,6 +230,7 @@ class _Planner:
         self.plan = Plan()
         self.stores: list[Move] = []
         self.copies: list[Copy] = []
+        self.area = "spill"
 
     def bands(self, uses: Uses, reads: Sequence[tuple[int, Region]]) -> Plan | None:
         """Every piece goes out as it is written. Who reads soon, and from one piece alone, reads that."""
@@ -272,6 +278,23 @@ class _Planner:
         self.plan.moves = [*self.plan.moves, *self.stores]
         return self.plan
 
+    def state(self, uses: Uses, reads: Sequence[tuple[int, Region]]) -> Plan:
+        """What persists: reads find what the last step left, and new pieces go out when they are complete.
+
+        The last of them may take until the next step has begun.
+        """
+        self.area = "image"
+        self.plan.writes = {i: self.group(r) for i, r in uses.written}
+        for n, (i, r) in enumerate(reads):
+            if any(w < i and other.meets(r) for w, other in uses.written):
+                raise GraphError(f"{self.buffer.name} is read after its new value was written")
+            self.read(reads[n:])
+        for group in self.written:
+            until = self.clock.after(group.last, self.cycles(group.size) + AHEAD)
+            until = until if until > group.last else len(self.clock.starts) - 1
+            self.plan.moves.append(self.move("store", group, group.last, until))
+        return self.plan
+
     def group(self, r: Region) -> Copy:
         """The piece that a step writes."""
         return next(g for g in self.written if g.covers(r))
@@ -291,8 +314,10 @@ class _Planner:
         copy = next((c for c in self.copies if c.covers(r) and i - c.last <= NEAR), None)
         if copy is None:
             low, high = wanted(later, self.unit)
-            sources = [m for g, m in zip(self.written, self.stores, strict=True) if g.meets(low, high)]
-            ready = max(m.at for m in sources) + 1
+            # A state is stored after it was read: it has no stores yet.
+            pairs = zip(self.written, self.stores, strict=False)
+            sources = [m for g, m in pairs if g.meets(low, high)]
+            ready = max((m.at for m in sources), default=0) + 1
             at = max(ready, self.clock.before(i, self.cycles(high + 1 - low) + AHEAD), 1)
             at = min(at, i)
             place = PLACES[self.buffer.place][1]
@@ -314,7 +339,8 @@ class _Planner:
         count = copy.size // self.unit
         if self.buffer.place == "tile":
             return Move(copy.buffer, kind, where, at, until, count, self.unit, self.block)
-        return Move(copy.buffer, kind, where, at, until, 1, copy.size, count * self.block)
+        rows = count * self.block
+        return Move(copy.buffer, kind, where, at, until, 1, copy.size, rows, area=self.area)
 
 
 def wanted(reads: Sequence[tuple[int, Region]], unit: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ one pass, and gets a pass of its own otherwise.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from fpgrad.codegen.convolution import terms as conv_terms
 from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, STREAMED, Match, candidates, reduction
@@ -24,9 +25,12 @@ class Folding:
         function: at stage "quantised".
         side: T.
         terms: products that one instruction may sum.
+        outside: names of states in external memory: a new value that others read too is computed on the chip first.
     """
 
-    def __init__(self, function: Function, side: int, terms: int) -> None:
+    def __init__(
+        self, function: Function, side: int, terms: int, outside: Collection[str] = ()
+    ) -> None:
         self.t = side
         self.terms = terms
         self.nodes = function.nodes()
@@ -39,7 +43,8 @@ class Folding:
         self.uses.update(function.roots)
         self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
         for state, value in function.updates:
-            if not value.is_leaf and value not in self.targets and value.op != "quantise":
+            near = state.name not in outside or self.uses[value] == 1
+            if near and not value.is_leaf and value not in self.targets and value.op != "quantise":
                 self.targets[value] = state
         self.output_names = {node: name for name, node in function.outputs}
         self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}

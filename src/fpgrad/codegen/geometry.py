@@ -15,9 +15,12 @@ from itertools import pairwise
 from fpgrad.codegen.steps import Access, Limit, VectorStep
 from fpgrad.graph import Window
 
-#: Tile rows times tiles across in one pass over a map, about: enough to hide what an instruction costs, few enough
-#: that the next layer can begin while this one is at work.
+#: Tile rows times tiles across in one pass over a map, at least about: enough to hide what an instruction costs, few
+#: enough that the next layer can begin while this one is at work.
 BAND = 128
+
+#: Bands of a map, at most about; those of a large one are larger.
+BANDS = 128
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Segment:
         )
 
 
+def band_of(tiles: int) -> int:
+    """Tiles in a band of a map that has so many."""
+    return max(BAND, 1 << (2 * tiles // BANDS + 1).bit_length() - 1)
+
+
 Reads = tuple[tuple[int, int], ...]
 """The taps of an output that exist, each with its source."""
 
@@ -56,15 +64,13 @@ def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
     Args:
         taps_matter: outputs of one segment read the same taps (of a kernel), not only sources alike (of a pool).
     """
-    reads: dict[int, Reads] = {
-        o: tuple((r, x) for r in range(window.taps) if (x := window.source(o, r)) is not None)
-        for o in range(window.out)
-    }
+    reads: dict[int, Reads] = {o: tuple(window.reads(o)) for o in range(window.out)}
+    if not taps_matter:
+        by_sources = _grouped(reads, lambda pairs: tuple(x - pairs[0][1] for _, x in pairs))
+        if len(by_sources) == 1:
+            return by_sources
     by_taps = _grouped(reads, lambda pairs: tuple(r for r, _ in pairs))
-    if taps_matter:
-        return by_taps
-    by_sources = _grouped(reads, lambda pairs: tuple(x - pairs[0][1] for _, x in pairs))
-    return min(by_taps, by_sources, key=len)
+    return by_taps if taps_matter else min(by_taps, by_sources, key=len)
 
 
 def tap_segments(window: Window, tap: int) -> list[Segment]:
@@ -191,13 +197,13 @@ def maps(windows: tuple[Window, Window], tile_rows: int) -> tuple[Map, Map]:
 def regions(
     windows: tuple[Window, Window], tile_rows: int, across: int, *, taps_matter: bool = True
 ) -> list[Region]:
-    """All output positions, in regions of about ``BAND`` tiles at most.
+    """All output positions, in regions of about a band at most.
 
     Args:
         tile_rows, across: the output's tiles.
     """
     output, source = maps(windows, tile_rows)
-    rows = max(1, BAND // (output.width * output.samples * across))
+    rows = max(1, band_of(tile_rows * across) // (output.width * output.samples * across))
     high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
     found: list[Region] = []
     for h in sorted(high, key=lambda s: s.first):
@@ -275,9 +281,9 @@ def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Acces
 
 
 def banded(step: VectorStep) -> list[VectorStep]:
-    """A pass over many tile rows as passes over about ``BAND`` tiles each, with their products."""
+    """A pass over many tile rows as passes over about a band each, with their products."""
     n3, n2, n1, n0 = step.loops
-    rows = max(1, BAND // n1)
+    rows = max(1, band_of(n2 * n1) // n1)
     if n3 > 1 or n2 <= 2 * rows:
         return [step]
     parts: list[VectorStep] = []

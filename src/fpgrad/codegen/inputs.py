@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.geometry import BAND, Map
+from fpgrad.codegen.geometry import Map, band_of
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, Value, VectorStep
 from fpgrad.codegen.storage import Grid, Stored, ceil_div
@@ -136,7 +136,7 @@ def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
             selector.add(root, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
     joined = w.dilation == 1 or w.taps == 1
     inner = (h.taps, w.taps * channels) if joined else (w.taps, channels)
-    band = max(1, BAND // (output.width * grid.j))
+    band = max(1, band_of(grid.tile_count) // (output.width * grid.j))
     for m in range(output.samples):
         for r in range(1 if joined else h.taps):
             if not joined and tiles is not None:

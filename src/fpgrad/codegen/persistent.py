@@ -27,6 +27,7 @@ class Persistent:
         terms: products that a sum may have without any risk of saturating the accumulators.
         bits: the memory for tensors of zeros and ones.
         blocks: of tensors whose rows are in blocks, how many.
+        outside: names of the states that live in external memory.
     """
 
     side: int
@@ -34,6 +35,7 @@ class Persistent:
     bits: Place = "mask"
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
     roles: dict[str, str] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
@@ -80,6 +82,18 @@ class Persistent:
         self.states[node.name] = Stored(buffer, grid, grid.kind)
         self.roles[node.name] = node.attrs["role"]
         return self.states[node.name]
+
+    def send_out(self, room: int) -> None:
+        """Let the largest states live outside, until the others take no more than ``room`` rows."""
+        sizes = {name: s.buffer.size for name, s in self.states.items()}
+        total = sum(sizes.values())
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            stored = self.states[name]
+            if total <= room or stored.kind != "tiles" or self.roles[name] == "metric":
+                break
+            stored.buffer.outside = True
+            self.outside.add(name)
+            total -= sizes[name]
 
     def add_state_tile(self, node: Node) -> Quantised:
         """The quantised tiles of a state."""

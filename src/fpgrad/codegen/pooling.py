@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fpgrad.codegen.geometry import Region, by_tile_rows, columns, regions, restricted
+from fpgrad.codegen.geometry import Region, band_of, by_tile_rows, columns, regions, restricted
 from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep
-from fpgrad.codegen.storage import Walk
+from fpgrad.codegen.storage import Walk, ceil_div
 from fpgrad.graph import Node
 from fpgrad.graph.window import transposed
 from fpgrad.isa.instructions import Alu, Source
@@ -107,31 +107,41 @@ def reduce(
     move = source.walk(0, w.tap_move) if w.taps > 1 else source.walk(region.h.tap_move, 0)
     view = region.read(whole)
     count = columns * across * rows
-    partial = Buffer(f"{node.name} partial", "vector", count * WAYS)
+    pieces = ceil_div(region.taps, max(MANY, band_of(region.taps * columns * across) // columns // across))
+    partial = Buffer(f"{node.name} partial", "vector", count * pieces * WAYS)
     half = Buffer(f"{node.name} halves", "vector", count * 2)
-    read = Access(
-        whole.buffer,
-        s3=view.s2,
-        s2=view.s1,
-        s1=view.s0,
-        s0=whole.s2 * move,
-        offset=view.offset,
-        transposed=whole.transposed,
-    )
-    strides = (across * rows * WAYS, rows * WAYS, WAYS)
-    write = Access(partial, s3=strides[0], s2=strides[1], s1=strides[2], s0=1)
-    first = VectorStep(
-        (columns, across, rows, region.taps), read, alu=alu, reduce=True, target=write
-    )
+    steps: list[VectorStep] = []
+    each = pieces * WAYS
+    for piece in range(pieces):
+        start, end = (region.taps * (piece + i) // pieces for i in (0, 1))
+        read = Access(
+            whole.buffer,
+            s3=view.s2,
+            s2=view.s1,
+            s1=view.s0,
+            s0=whole.s2 * move,
+            offset=view.offset + start * whole.s2 * move,
+            transposed=whole.transposed,
+        )
+        write = Access(
+            partial, s3=across * rows * each, s2=rows * each, s1=each, s0=1, offset=piece * WAYS
+        )
+        loops = (columns, across, rows, end - start)
+        steps.append(VectorStep(loops, read, alu=alu, reduce=True, target=write))
+    if pieces > 1:
+        fewer = Buffer(f"{node.name} partial sums", "vector", count * WAYS)
+        read, write = Access(partial, s1=each, s0=1), Access(fewer, s1=WAYS, s0=1)
+        steps.append(VectorStep((1, count, each), read, alu=alu, reduce=True, target=write))
+        partial = fewer
     pairs = Access(partial, s1=WAYS, s0=1)
     second = VectorStep(
         (1, count, 2), pairs, c=replace(pairs, offset=2), alu=alu, target=Access(half, s1=2, s0=1)
     )
     halves = Access(half, s2=across * rows * 2, s1=rows * 2, s0=2)
     third = replace(last, a=halves, c=replace(halves, offset=1), alu=alu)
-    for step in (first, second):
+    for step in (*steps, second):
         step.layer, step.phase, step.text = last.layer, last.phase, "pool"
-    return [first, second, third]
+    return [*steps, second, third]
 
 
 def max_gradient(selector: Selector, node: Node) -> None:

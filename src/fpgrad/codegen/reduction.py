@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fpgrad.codegen.match import Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import WAYS, Access, Buffer, Limit, Value, VectorStep
-from fpgrad.codegen.storage import Walk
+from fpgrad.codegen.storage import Grid, Walk, ceil_div
 from fpgrad.errors import GraphError
 from fpgrad.graph import Node
 from fpgrad.isa.instructions import Alu, Source
@@ -152,6 +152,8 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
     # Tiles below each other are one run of rows where there is one tile across.
     run = joined(grid.m, t) if grid.j == 1 and follows(a) and (m.b is None or follows(b)) else 1
     groups = grid.m // run
+    if run == 1 and grid.j > 1 and groups >= 2 * WAYS:
+        return down(selector, node, m, (a, b), grid, lanes)
     partial = Buffer(f"{node.name} partial", "vector", grid.j * groups * WAYS)
     at_once = max(1, LONGEST // (grid.j * run * t))
     for first in range(0, groups, at_once):
@@ -171,19 +173,59 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
         step.lane_limit = lanes
         step.target = Access(partial, s2=WAYS * groups, s1=WAYS, s0=1, offset=first * WAYS)
         _emit(selector, node, step)
-    if groups > 1:
-        fewer = Buffer(f"{node.name} partial sums", "vector", grid.j * WAYS)
+    all_groups(selector, node, partial, (grid.j, groups), lanes)
+
+
+def down(
+    selector: Selector,
+    node: Node,
+    m: Match,
+    operands: tuple[Access, Value],
+    grid: Grid,
+    lanes: Limit,
+) -> None:
+    """(N, F) to (1, F), where tiles below each other are far apart: each of their T rows is summed from tile to tile."""
+    t = selector.t
+    chunks = ceil_div(grid.m, max(WAYS, LONGEST // (grid.j * t)))
+    partial = Buffer(f"{node.name} partial", "vector", grid.j * chunks * t * WAYS)
+
+    def at(v: Value, tiles: int) -> Value:
+        if not isinstance(v, Access):
+            return v
+        return replace(v, offset=v.offset + tiles * v.s1, s1=v.s0, s0=v.s1)
+
+    for chunk in range(chunks):
+        first, end = (grid.m * (chunk + i) // chunks for i in (0, 1))
+        a, b = (at(v, first) for v in operands)
+        loops = (grid.j, t, end - first)
         step = VectorStep(
-            (grid.j, 1, groups * WAYS),
+            loops, a, b, alu=ALU[node.op], negate_product=m.negate_product, reduce=True
+        )
+        step.lane_limit = lanes
+        offset = chunk * t * WAYS
+        step.target = Access(partial, s2=chunks * t * WAYS, s1=WAYS, s0=1, offset=offset)
+        _emit(selector, node, step)
+    all_groups(selector, node, partial, (grid.j, chunks * t), lanes)
+
+
+def all_groups(
+    selector: Selector, node: Node, partial: Buffer, shape: tuple[int, int], lanes: Limit
+) -> None:
+    """Four rows a group, of so many groups for each tile across, to the result."""
+    across, groups = shape
+    if groups > 1:
+        fewer = Buffer(f"{node.name} partial sums", "vector", across * WAYS)
+        step = VectorStep(
+            (across, 1, groups * WAYS),
             Access(partial, s2=WAYS * groups, s0=1),
-            alu=alu,
+            alu=ALU[node.op],
             reduce=True,
         )
         step.lane_limit = lanes
         step.target = Access(fewer, s2=WAYS, s0=1)
         _emit(selector, node, step)
         partial = fewer
-    combine(selector, node, partial, grid.j, lanes)
+    combine(selector, node, partial, across, lanes)
 
 
 def across_lanes(selector: Selector, node: Node, m: Match, x: Node) -> None:

@@ -46,7 +46,7 @@ class Selector:
         self.keep = persistent
         self.t = persistent.side
         self.out = StepList(function.name)
-        self.fold = Folding(function, self.t, persistent.terms)
+        self.fold = Folding(function, self.t, persistent.terms, persistent.outside)
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}

@@ -32,6 +32,7 @@ class Buffer:
     Args:
         persistent: keeps its contents from step to step, and between the functions of a program.
         align: ``base`` is a multiple of this (T where the buffer may be read transposed).
+        outside: it is in external memory, ``base`` in the image of what persists; the chip has copies of pieces.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Buffer:
     align: int = 1
     persistent: bool = False
     base: int | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,9 +281,9 @@ class Move:
     Args:
         buffer: on the chip; its place says what moves.
         kind: "store": after step ``at`` has written the buffer's last row or tile; its place is free from step
-            ``until`` on. "load": once all steps before ``at`` are complete, and the stores ``after`` too; step
+            ``until`` on (the first step after the last is the next round's). "load": once all steps before ``at`` are complete, and the stores ``after`` too; step
             ``until`` is the first to read it.
-        row: first row in the spill area of external memory.
+        row: first row in the area of external memory that ``area`` names.
         count, size: blocks, and rows or tiles in each; block: rows of external memory from one to the next.
         inside: the first row or tile of the buffer that moves.
     """
@@ -296,6 +298,7 @@ class Move:
     block: int
     inside: int = 0
     after: list[Move] = field(default_factory=list)
+    area: str = "spill"
 
     @property
     def rows(self) -> int:
@@ -316,4 +319,4 @@ class StepList:
     @property
     def spill_rows(self) -> int:
         """Rows of external memory for what the chip has no room for."""
-        return max((m.row + m.rows for m in self.moves), default=0)
+        return max((m.row + m.rows for m in self.moves if m.area == "spill"), default=0)

@@ -60,11 +60,11 @@ def fit(
         MemoryCapacityError: what a few steps need at once does not fit.
     """
     room = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
-    if not room:
-        return {}
     whole = uses_of(selected, side)
-    able = {b for b, uses in whole.items() if uses.complete}
-    modes: dict[Buffer, Mode] = {}
+    able = {b for b, uses in whole.items() if uses.complete and not b.outside}
+    modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
+    if not room and not modes:
+        return {}
     for _ in range(ROUNDS):
         search = _Search(steps, room, side, able, modes)
         fits = search.run()
@@ -74,7 +74,8 @@ def fit(
         steps.steps = reorder([b for b, mode in modes.items() if mode == "bands"])
     else:
         able = {b for b in able if search.uses[b].complete}
-        search = _Search(steps, room, side, able, {b: m for b, m in modes.items() if b in able})
+        modes = {b: m for b, m in modes.items() if b in able or b.outside}
+        search = _Search(steps, room, side, able, modes)
         if not search.run():
             raise MemoryCapacityError(search.shortage())
     plans = search.plans()
@@ -99,14 +100,25 @@ class _Search:
         self.clock = Clock(steps.steps, side)
         self.able = able
         self.short: Place = "tile"
-        self.held = {b: self.holdings(b, self.modes.get(b)) for b in self.uses}
+        self.held: dict[Buffer, list[tuple[Buffer, int, int]]] = {}
+        for buffer in self.uses:
+            mode = self.modes.pop(buffer, None)
+            # What could wait in one order may have no time to in another.
+            for m in (mode, MODES[-1], None):
+                held = self.holdings(buffer, m)
+                if held is not None:
+                    self.held[buffer] = held
+                    if m is not None:
+                        self.modes[buffer] = m
+                    break
 
     def holdings(self, buffer: Buffer, mode: Mode | None) -> list[tuple[Buffer, int, int]] | None:
         """What of a tensor is on the chip when; None if it cannot be outside in this way."""
-        if mode is None:
-            return [(buffer, *self.uses[buffer].span)]
         uses = self.uses[buffer]
-        found = plan(uses if uses.complete else uses.hurried(), mode, self.clock, 0)
+        if mode is None:
+            return [(buffer, *uses.span)]
+        ready = mode == "state" or uses.complete
+        found = plan(uses if ready else uses.hurried(), mode, self.clock, 0)
         return None if found is None else found.holdings()
 
     def done(self, ordered: Mapping[Buffer, Mode]) -> bool:
@@ -121,7 +133,8 @@ class _Search:
         for place, room in self.room.items():
             alive = self.alive(place)
             while alive.max() > room:
-                if not self.relieve(place, int(alive.argmax())):
+                at = int(alive.argmax())
+                if not self.relieve(place, at, int(alive[at]) - room):
                     self.short = place
                     return False
                 alive = self.alive(place)
@@ -131,34 +144,37 @@ class _Search:
         """Rows or tiles in use at each step."""
         change = np.zeros(len(self.steps.steps) + 2, np.int64)
         for held in self.held.values():
-            for buffer, first, last in held or ():
+            for buffer, first, last in held:
                 if buffer.place == place:
                     change[first] += buffer.size
                     change[last + 1] -= buffer.size
         return np.cumsum(change)
 
-    def relieve(self, place: Place, at: int) -> bool:
-        """Send one tensor out, or more of it, that has much on the chip at a step; whether there is one."""
+    def here(self, buffer: Buffer, place: Place, at: int) -> int:
+        """Rows or tiles of a tensor that are on the chip at a step."""
+        held = self.held[buffer]
+        return sum(b.size for b, first, last in held if first <= at <= last and b.place == place)
 
-        def here(buffer: Buffer) -> int:
-            return sum(
-                b.size
-                for b, first, last in self.held[buffer] or ()
-                if b.place == place and first <= at <= last
-            )
-
-        some = [b for b in self.uses if b in self.able and b.place == place]
+    def relieve(self, place: Place, at: int, excess: int) -> bool:
+        """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
+        sizes = {b: n for b in self.uses if b in self.able and (n := self.here(b, place, at))}
+        freed = 0
         for mode in MODES:
-            for buffer in sorted(some, key=here, reverse=True):
-                size = here(buffer)
-                if not size or self.modes.get(buffer) in (mode, MODES[-1]):
+            for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
+                if buffer.place != place or self.modes.get(buffer) in (mode, MODES[-1]):
                     continue
                 before = self.held[buffer]
-                self.held[buffer] = self.holdings(buffer, mode)
-                if self.held[buffer] is not None and here(buffer) < size:
+                self.held[buffer] = self.holdings(buffer, mode) or before
+                less = sizes[buffer] - self.here(buffer, place, at)
+                if less > 0:
                     self.modes[buffer] = mode
-                    return True
-                self.held[buffer] = before
+                    freed += less
+                    if freed >= excess:
+                        return True
+                else:
+                    self.held[buffer] = before
+            if freed:
+                return True
         return False
 
     def shortage(self) -> str:
@@ -177,10 +193,11 @@ class _Search:
         """The plans, each with a place of its own in external memory."""
         row, found = 0, {}
         for buffer, mode in self.modes.items():
-            made = plan(self.uses[buffer], mode, self.clock, row)
+            first = (buffer.base or 0) if buffer.outside else row
+            made = plan(self.uses[buffer], mode, self.clock, first)
             assert made is not None
             found[buffer] = made
-            row = made.rows
+            row = row if buffer.outside else made.rows
         return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import TypeAlias
 
 from fpgrad.errors import GraphError
@@ -57,6 +58,14 @@ class Window:
         last = ((self.size - 1) * self.up - tap * self.dilation + self.pad) // self.stride
         positions = range(max(first, 0), min(last, self.out - 1) + 1)
         return [(o, p) for o in positions if (p := self.source(o, tap)) is not None]
+
+    def reads(self, position: int) -> list[tuple[int, int]]:
+        """The pairs (tap, input position) of one output position, in the order of taps, without padding."""
+        start = position * self.stride - self.pad
+        last = (self.size - 1) * self.up
+        ends = sorted((-start / self.dilation, (last - start) / self.dilation))
+        taps = range(max(0, ceil(ends[0])), min(self.taps - 1, floor(ends[1])) + 1)
+        return [(r, p) for r in taps if (p := self.source(position, r)) is not None]
 
     @property
     def transposed(self) -> Window:

@@ -176,7 +176,8 @@ class Session:
         self.executor.write(self._image_row, self._words(self._image))
         for i in range(self.meta["chunks"]):
             self.executor.run(f"load/{i}", 1, [self._image_row])
-        self.executor.run("quantise", 1, [])
+        names = self.program.entries["quantise"].bases
+        self.executor.run("quantise", 1, [self._image_row] * len(names))
 
     def _fetch_image(self) -> None:
         for i in range(self.meta["chunks"]):
@@ -439,6 +440,7 @@ class Session:
                 rows[:, lane] = self._words(values)
             bases["scalars"] = self._space("scalars", steps)
             self.executor.write(bases["scalars"], rows)
+        bases["image"] = self._image_row
         if info["spill"]:
             bases["spill"] = self._space("spill", info["spill"])
         if info["seed"]:
