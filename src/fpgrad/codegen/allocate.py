@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fpgrad.codegen.exchange import sum_spans
 from fpgrad.codegen.steps import Buffer, StepList, VectorStep
 
 
@@ -99,10 +100,11 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     def of(place_name: str) -> dict[Buffer, tuple[int, int]]:
         return {b: s for b, s in spans.items() if b.place == place_name}
 
+    sums, parts = sum_spans(steps, spans)
     for buffer in {load.buffer for load in steps.loads}:
         spans.setdefault(buffer, (0, 0))
     vector = place(of("vector"), vector_floor)
     tiles = place(tile_spans(steps), tile_floor)
-    inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
-    outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
+    inbox = place(sums, lay_out(dict.fromkeys(load.buffer for load in steps.loads)))
+    outbox = place(parts, lay_out(dict.fromkeys(store.buffer for store in steps.stores)))
     return Need(vector, tiles, inbox, outbox, place(of("mask"), 0))

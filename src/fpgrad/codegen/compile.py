@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
+from fpgrad.codegen.cores import check_divided, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
+from fpgrad.codegen.exchange import divide_sums
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
@@ -71,11 +73,13 @@ def compile_functions(
         the program; its ``config`` is the smallest machine for it, or the given one.
 
     Raises:
-        GraphError: an expression that no pass computes.
+        GraphError: an expression that no pass computes, or that several cores cannot share.
         MemoryCapacityError: the given machine is too small; the message says how much is missing.
     """
     machine = machine or Machine()
     config = machine.formats
+    if config.cores > 1:
+        check_divided(functions)
     if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
         config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
     # A machine that exists may have no memory for bits; they are numbers then.
@@ -95,13 +99,16 @@ def compile_functions(
     vector_floor, tile_floor = place_persistent(keep)
 
     need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
-    emitter = Emitter(config.vector.number, config.side)
+    emitter = Emitter(config.vector.number, config.side, config.cores)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
-    for steps in lists:
-        steps.steps = best_order(steps, config)
-    house = housekeeping(keep, vector_floor)
     pieces: dict[Buffer, Pieces] = {}
+    for steps in lists:
+        pieces |= divide_sums(steps, config.side)
+        if config.cores > 1:
+            spread(steps, config.cores, config.side)
+        steps.steps = best_order(steps, config)
+    house = housekeeping(keep, vector_floor, config.cores)
     for steps in lists:
         pieces |= divide(steps, config.side)
     if machine.tile_limit is not None:
@@ -148,7 +155,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, vector_floor),
+        describe(functions, selected, keep, vector_floor, config.cores),
     )
 
 
@@ -161,11 +168,11 @@ def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
     """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
     side, queue = config.side, config.matrix.queue_rows
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first)[0]
+        return schedule(steps.steps, side, queue, products_first, steps.exchanges)[0]
     halves = split(steps).steps
-    best, cycles = schedule(steps.steps, side, queue, soonest_first)
+    best, cycles = schedule(steps.steps, side, queue, soonest_first, steps.exchanges)
     for candidate, policy in ((halves, soonest_first), (halves, products_first)):
-        order, fewer = schedule(candidate, side, queue, policy)
+        order, fewer = schedule(candidate, side, queue, policy, steps.exchanges)
         if fewer < cycles - cycles // 100:
             best, cycles = order, fewer
     return best
@@ -202,12 +209,24 @@ def metric_rows(keep: Persistent) -> tuple[int, int]:
     return first, max((b.base or 0) + b.size for b in buffers) - first
 
 
-def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
+def image_chunks(keep: Persistent, rows: int, cores: int) -> list[tuple[int, int, int]]:
+    """First row and number of rows of each part of what persists that is moved at once, and the rows from one core's to
+    the next core's. With several cores, all have metrics of their own; in the image they lie one behind the other."""
+    if cores == 1:
+        return [(first, min(CHUNK, rows - first), 0) for first in range(0, rows, CHUNK)]
+    own, size = metric_rows(keep)
+    shared = own if size else rows
+    chunks = [(first, min(CHUNK, shared - first), 0) for first in range(0, shared, CHUNK)]
+    return chunks + [
+        (first, min(CHUNK, own + size - first), size) for first in range(own, own + size, CHUNK)
+    ]
+
+
+def housekeeping(keep: Persistent, rows: int, cores: int = 1) -> list[StepList]:
     """Entries that move what persists: ``load/i`` and ``store/i`` by chunks, ``quantise``, ``reset``, ``metrics``."""
     image = Buffer("image", "vector", rows, persistent=True, base=0)
     lists: list[StepList] = []
-    for i, first in enumerate(range(0, rows, CHUNK)):
-        size = min(CHUNK, rows - first)
+    for i, (first, size, stride) in enumerate(image_chunks(keep, rows, cores)):
         inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
         target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
         load = VectorStep(
@@ -227,10 +246,19 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
             text="store",
         )
         lists.append(
-            StepList(f"load/{i}", [load], [LoadStep(inbox, "image", 1, size, offset=first)])
+            StepList(
+                f"load/{i}",
+                [load],
+                [LoadStep(inbox, "image", 1, size, offset=first, core_stride=stride)],
+            )
         )
         lists.append(
-            StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)])
+            StepList(
+                f"store/{i}",
+                [store],
+                [],
+                [StoreStep(outbox, "image", size, offset=first, core_stride=stride)],
+            )
         )
     lists.append(StepList("quantise", [requantise(keep, s, q) for s, q in quantised_states(keep)]))
     first, size = metric_rows(keep)
@@ -249,7 +277,9 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
             text="read",
         )
         lists.append(StepList("reset", [zero]))
-        lists.append(StepList("metrics", [read], [], [StoreStep(outbox, "metrics", size)]))
+        stride = size if cores > 1 else 0
+        sent = StoreStep(outbox, "metrics", size, core_stride=stride)
+        lists.append(StepList("metrics", [read], [], [sent]))
     return lists
 
 
@@ -370,12 +400,19 @@ def describe(
     selected: Mapping[str, Selector],
     keep: Persistent,
     rows: int,
+    cores: int,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values."""
     first, size = metric_rows(keep)
+    own = {
+        state.name
+        for function in functions.values()
+        for state in function.states
+        if per_sample(state, samples_of(function))
+    }
     return {
-        "image_rows": rows,
-        "chunks": len(range(0, rows, CHUNK)),
+        "image_rows": rows if cores == 1 or not size else first + cores * size,
+        "chunks": len(image_chunks(keep, rows, cores)),
         "chunk_rows": CHUNK,
         "metrics": [first, size],
         "states": {
@@ -386,26 +423,33 @@ def describe(
                 "shape": [s.grid.rows, s.grid.columns],
                 "blocks": s.grid.blocks,
                 "role": keep.roles[name],
+                "parts": cores if name in own else 1,
             }
             for name, s in keep.states.items()
         },
         "constants": [[b.base, values.tolist()] for b, values in keep.constant_rows.items()],
-        "functions": {name: describe_function(functions[name], s) for name, s in selected.items()},
+        "functions": {
+            name: describe_function(functions[name], s, cores) for name, s in selected.items()
+        },
     }
 
 
-def describe_function(function: GraphFunction, selector: Selector) -> dict[str, Any]:
-    """Inputs and outputs of one entry."""
+def samples_of(function: GraphFunction) -> int:
+    """Samples of the batch, of one core."""
+    for node in function.inputs:
+        if node.attrs["kind"] in ("batch", "column"):
+            return node.shape[0]
+    raise GraphError(f"{function.name}: a function must have an input of kind 'batch' or 'column'")
+
+
+def describe_function(function: GraphFunction, selector: Selector, cores: int) -> dict[str, Any]:
+    """Inputs and outputs of one entry: the batch is that of all cores, outputs are those of each."""
     batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
-    if not batch and not selector.columns:
-        raise GraphError(
-            f"{function.name}: a function must have an input of kind 'batch' or 'column'"
-        )
     t = selector.t
     columns = [n.name for n in selector.columns]
     spill = selector.out.spill_rows
     return {
-        "batch_size": (batch or selector.columns)[0].shape[0],
+        "batch_size": cores * samples_of(function),
         "inputs": [
             {"name": n.name, "columns": n.shape[1]}
             | (

@@ -16,10 +16,13 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TypeAlias
 
+from fpgrad.codegen.allocate import lifetimes
+from fpgrad.codegen.exchange import announced, in_order
 from fpgrad.codegen.schedule import transposed
 from fpgrad.codegen.steps import (
     Access,
     Buffer,
+    Exchange,
     Limit,
     MatrixStep,
     Region,
@@ -76,9 +79,10 @@ OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED
 class Emitter:
     """Collects the instructions of a program, entry by entry."""
 
-    def __init__(self, number: FloatFormat, side: int) -> None:
+    def __init__(self, number: FloatFormat, side: int, cores: int = 1) -> None:
         self.number = number
         self.side = side
+        self.cores = cores
         self.units: dict[Unit, list[Instruction]] = {u: [] for u in Unit}
         self.notes: dict[Unit, list[Note]] = {u: [] for u in Unit}
 
@@ -135,7 +139,7 @@ class Emitter:
         register: Callable[[str], int],
     ) -> int:
         """Inputs in the order of their first use, each when the step before has read its buffer; then tiles that come
-        back, each when its place is free.
+        back, each when its place is free, and sums over the cores, which need no token (see `exchange`).
 
         Returns:
             tokens from VECTOR to LOAD at the start.
@@ -146,22 +150,23 @@ class Emitter:
         done = list(accumulate((last for _, last in spans), max))
         late = range(len(loads), len(loads) + len(moves))
         channel = Channel([*done, *(m.at - 1 for m in moves)], late)
-        taken = 0
+        life = lifetimes(steps.steps) if steps.exchanges else {}
+        sums = in_order(steps, life)
+        told = announced(sums, life)
+        take(waits, "load", [first for first, _ in spans] + [life[e.into][0] for e in told])
         for i, load in enumerate(loads):
-            first = spans[i][0]
-            needed = i + 1 - taken
-            if needed > 0:
-                waits[first]["load"] = waits[first].get("load", 0) + needed
-                taken = i + 1
             index = DramAddress()
             if load.index is not None:
                 stride = load.index_stride or -(-load.groups // self.side)
-                index = DramAddress(register(load.index), load.first // self.side, stride)
+                first, core_stride = load.first // self.side, load.index_core_stride
+                index = DramAddress(register(load.index), first, stride, core_stride)
             instruction = Load(
                 kind=Transfer.BYTES if load.octets else Transfer.ROWS,
                 count=load.groups,
                 rows=load.rows,
-                source=DramAddress(register(load.base), load.offset, load.step_stride),
+                source=DramAddress(
+                    register(load.base), load.offset, load.step_stride, load.core_stride
+                ),
                 stride=load.rows,
                 gather=int(load.index is not None),
                 index=index,
@@ -172,12 +177,20 @@ class Emitter:
                 signal=Tokens(vector=1),
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
-        for i, move in enumerate(moves, len(loads)):
+        later: list[tuple[int, int, TileMove | Exchange]] = [(m.at - 1, m.until, m) for m in moves]
+        later += [(life[e.out][1], 0, e) for e in sums]
+        i = len(loads) - 1
+        for _, _, move in sorted(later, key=lambda x: x[:2]):
+            if isinstance(move, Exchange):
+                instruction = sum_load(move, move in told)
+                self.add(Unit.LOAD, instruction, move.into.name, "load", "sum")
+                continue
+            i += 1
             instruction = Load(
                 kind=Transfer.TILES,
                 count=move.count,
                 rows=move.tiles,
-                source=DramAddress(register("spill"), move.row),
+                source=DramAddress(register("spill"), move.row, 0, self.spill_stride(steps)),
                 stride=move.block,
                 target=base(move.buffer) + move.inside,
                 group_stride=move.tiles,
@@ -232,18 +245,24 @@ class Emitter:
         Returns:
             tokens from STORE to VECTOR at the start.
         """
-        out: list[tuple[int, int, StoreStep | TileMove]] = []
+        out: list[tuple[int, int, StoreStep | TileMove | Exchange]] = []
         for store in steps.stores:
             first, last = uses(steps.steps, store.buffer)
             out.append((last, first, store))
         out += [(m.at, m.until, m) for m in steps.moves if m.kind == "store"]
         out.sort(key=lambda x: x[:2])
+        life = lifetimes(steps.steps) if steps.exchanges else {}
+        parts = [(life[e.out][1], 0, e) for e in in_order(steps, life)]
         late = [i for i, (_, _, item) in enumerate(out) if isinstance(item, TileMove)]
         channel = Channel([last for last, _, _ in out], late)
-        for last, _, item in out:
+        for last, _, item in sorted([*out, *parts], key=lambda x: x[:2]):
             signals[last]["store"] = signals[last].get("store", 0) + 1
-            if isinstance(item, StoreStep):
-                address = DramAddress(register(item.base), item.offset, item.step_stride)
+            if isinstance(item, Exchange):
+                self.add(Unit.STORE, sum_store(item), item.out.name, "store", "sum")
+            elif isinstance(item, StoreStep):
+                address = DramAddress(
+                    register(item.base), item.offset, item.step_stride, item.core_stride
+                )
                 instruction = Store(
                     rows=item.rows,
                     source=base(item.buffer),
@@ -259,7 +278,7 @@ class Emitter:
                     rows=item.tiles,
                     source=base(item.buffer) + item.inside,
                     group_stride=item.tiles,
-                    target=DramAddress(register("spill"), item.row),
+                    target=DramAddress(register("spill"), item.row, 0, self.spill_stride(steps)),
                     stride=item.block,
                     wait=Tokens(vector=1),
                     signal=Tokens(vector=1),
@@ -271,6 +290,10 @@ class Emitter:
             if count:
                 waits[step]["store"] = waits[step].get("store", 0) + count
         return channel.initial
+
+    def spill_stride(self, steps: StepList) -> int:
+        """Rows from one core's spill area to the next core's."""
+        return steps.spill_rows if self.cores > 1 else 0
 
     # Single instructions ------------------------------------------------------------------------
 
@@ -369,6 +392,26 @@ class Channel:
         if count >= 1 << TOKEN_BITS:
             raise GraphError(f"an instruction would wait for {count} tokens at once")
         return count
+
+
+def take(waits: Counts, unit: str, uses: list[int]) -> None:
+    """Tokens that come one by one, and the steps that need them: each takes all up to its own."""
+    taken = 0
+    for step, i in sorted((step, i) for i, step in enumerate(uses)):
+        if i >= taken:
+            waits[step][unit] = waits[step].get(unit, 0) + i + 1 - taken
+            taken = i + 1
+
+
+def sum_load(e: Exchange, told: bool) -> Load:
+    """The sums' way to the inbox; ``told``: VECTOR waits for this one."""
+    rows, target = e.rows, base(e.into)
+    return Load(kind=Transfer.SUM, rows=rows, target=target, signal=Tokens(vector=int(told)))
+
+
+def sum_store(e: Exchange) -> Store:
+    """A core's part, sent to the others."""
+    return Store(kind=Transfer.SUM, rows=e.rows, source=base(e.out), wait=Tokens(vector=1))
 
 
 def back(steps: StepList) -> list[TileMove]:

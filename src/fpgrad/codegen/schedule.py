@@ -8,10 +8,11 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
+from fpgrad.codegen.flight import Flight, add_waits
+from fpgrad.codegen.steps import Access, Buffer, Exchange, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -68,7 +69,7 @@ class Ledger:
         self.written[region.buffer].append((region, item))
 
 
-def depends(steps: list[VectorStep], t: int) -> list[Item]:
+def depends(steps: list[VectorStep], t: int, exchanges: Sequence[Exchange] = ()) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice."""
     items = [Item(step, i) for i, step in enumerate(steps)]
     for item in items:
@@ -104,6 +105,7 @@ def depends(steps: list[VectorStep], t: int) -> list[Item]:
             if random is not None:
                 item.before.setdefault(random, 0)
             random = item
+    add_waits(items, exchanges)
     for item in items:
         item.before.pop(item, None)
         for p in item.before:
@@ -150,7 +152,11 @@ Policy = Callable[[list[Item], Units], tuple[Item, Slot]]
 
 
 def schedule(
-    steps: list[VectorStep], t: int, queue_rows: int, policy: Policy
+    steps: list[VectorStep],
+    t: int,
+    queue_rows: int,
+    policy: Policy,
+    exchanges: Sequence[Exchange] = (),
 ) -> tuple[list[VectorStep], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
@@ -158,11 +164,13 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
+        exchanges: what the steps send to other cores.
 
     Returns:
         the order, and an estimate of the step's cycles.
     """
-    items = depends(steps, t)
+    items = depends(steps, t, exchanges)
+    flight = Flight(items, exchanges)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -176,8 +184,11 @@ def schedule(
             release(item)
     order: list[VectorStep] = []
     while ready:
-        best, slot = policy(ready, units)
+        # If nothing may go, sums need each other: then they all may.
+        able = [item for item in ready if flight.allows(item)] if exchanges else ready
+        best, slot = policy(able or ready, units)
         ready.remove(best)
+        flight.note(best)
         best.start, best.end = slot.start, slot.end
         units.vector_free = slot.end
         units.matrix_free = max(units.matrix_free, slot.matrix_end)
