@@ -70,7 +70,9 @@ class FPGA:
         self.model = model
         self.backend = backend
         self.config = config
-        self._device = Device(model, open_session or self._open_session, _tile_side(config))
+        machine = _formats(config)
+        opener = open_session or self._open_session
+        self._device = Device(model, opener, machine.side, machine.cores)
 
     def _open_session(self, functions: Mapping[str, Function]) -> Any:
         from fpgrad.flow.build import build_session
@@ -356,12 +358,12 @@ class FPGA:
         return validate
 
 
-def _tile_side(config: Any) -> int:
-    """The side of the tiles of a MachineConfig, a Machine, or the default machine."""
+def _formats(config: Any) -> Any:
+    """What a MachineConfig, a Machine or None, the default machine, says of formats and cores."""
     from fpgrad.codegen.compile import Machine
 
     machine = Machine() if config is None else config
-    return (machine.formats if isinstance(machine, Machine) else machine).side
+    return machine.formats if isinstance(machine, Machine) else machine
 
 
 def _samples(x: Any) -> int:
