@@ -95,6 +95,7 @@ void take_octets(Machine& m, const Store& i, std::int64_t base, std::uint8_t* oc
 
 void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step) {
     const std::int64_t t = m.config.side;
+    if (i.kind == SUM) throw Fault("the emulator has one core");
     check_places(m, i, i.target, SPACE_INBOX);
     const std::int64_t source = dram_row(i.source, bases, step), rows = dram_rows(i, t);
     // Kept from step to step: making them takes as long as the rows that a small batch loads.
@@ -125,6 +126,7 @@ void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t
 
 void run_store(Machine& m, const Store& i, const std::int64_t* bases, std::int64_t step) {
     const std::int64_t t = m.config.side;
+    if (i.kind == SUM) throw Fault("the emulator has one core");
     if (i.kind == BYTES) throw Fault("STORE does not write bytes");
     check_places(m, i, i.source, SPACE_OUTBOX);
     const std::int64_t target = dram_row(i.target, bases, step), rows = dram_rows(i, t);
