@@ -24,7 +24,7 @@ from fpgrad.keras.data import Layout
 from fpgrad.keras.device import Device, OpenSession
 from fpgrad.keras.sources import Source, open_source
 
-__all__ = ["BACKENDS", "FPGA"]
+__all__ = ["BACKENDS", "FPGA", "machine_of"]
 
 Backend = Literal["emulator", "rtl", "reference"]
 
@@ -42,7 +42,8 @@ class FPGA:
     Args:
         model: a compiled Keras 3 model, Sequential or functional.
         backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
-        config: the machine's configuration, None for the default. See `fpgrad.isa`.
+        config: the machine's configuration, None for the default: a `MachineConfig` or a `Machine`.
+            Each batch is shared among its cores.
         open_session: replaces backend and config: a function from the graph functions by name
             ("train", "evaluate", "predict") to a session.
 
@@ -356,6 +357,18 @@ class FPGA:
             return loops.evaluate(self._device, source, callbacks=callbacks, verbose=0)
 
         return validate
+
+
+def machine_of(cores: int) -> Any:
+    """Returns the ``config`` of `FPGA` for the default formats and so many cores.
+
+    Raises:
+        ConfigError: if no machine has as many.
+    """
+    from fpgrad.codegen.compile import Machine
+    from fpgrad.isa.config import MachineConfig
+
+    return Machine(MachineConfig(cores=cores))
 
 
 def _formats(config: Any) -> Any:
