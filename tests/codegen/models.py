@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fpgrad.graph import Function, Node, evaluate, verify
+from fpgrad.graph import Function, Node, evaluate_cores, verify
 from fpgrad.graph import builder as g
 from fpgrad.transform import (
     MetricTerm,
@@ -41,15 +41,17 @@ def forward(
     return verify(Function("forward", (x,), tuple(states), (("out", h),)), "forward")
 
 
-def functions(model: Function, loss=None, optimizer=None, accuracy=None) -> dict[str, Function]:
-    """train, evaluate and predict of a forward function."""
+def functions(
+    model: Function, loss=None, optimizer=None, accuracy=None, cores: int = 1
+) -> dict[str, Function]:
+    """train, evaluate and predict of a forward function for the samples of one core."""
     loss = loss or losses.SparseCategoricalCrossentropy(from_logits=False)
     optimizer = optimizer or optimizers.sgd()
     terms = [] if accuracy is None else [MetricTerm("accuracy", accuracy)]
     return {
-        "train": lower(build_training(model, loss, optimizer, terms)),
-        "evaluate": lower(build_evaluation(model, loss, terms)),
-        "predict": lower(build_prediction(model)),
+        "train": lower(build_training(model, loss, optimizer, terms), cores=cores),
+        "evaluate": lower(build_evaluation(model, loss, terms), cores=cores),
+        "predict": lower(build_prediction(model), cores=cores),
     }
 
 
@@ -59,22 +61,30 @@ def float_train(
     data: dict[str, np.ndarray],
     order: np.ndarray,
     scalars: dict,
+    cores: int = 1,
 ) -> dict[str, np.ndarray]:
-    """The states after training in float64 by the graph's own meaning."""
-    states = dict(states)
+    """The states after training in float64 by the graph's own meaning. Metrics are the sums of what the cores have."""
+    each = [dict(states) for _ in range(cores)]
     for i, batch in enumerate(order):
-        real = (batch >= 0)[:, None]
-        inputs = {
-            k: np.where(real, np.asarray(v, float).reshape(len(v), -1)[batch], 0.0)
-            for k, v in data.items()
-        }
-        inputs |= {k: np.full((1, 1), float(v[i])) for k, v in scalars.items()}
-        wanted = {node.name: inputs[node.name] for node in function.inputs}
-        _, new = evaluate(
-            function, wanted, {node.name: states[node.name] for node in function.states}
-        )
-        states.update(new)
-    return states
+        wanted = []
+        for samples in np.split(batch, cores):
+            real = (samples >= 0)[:, None]
+            inputs = {
+                k: np.where(real, np.asarray(v, float).reshape(len(v), -1)[samples], 0.0)
+                for k, v in data.items()
+            }
+            inputs |= {k: np.full((1, 1), float(v[i])) for k, v in scalars.items()}
+            wanted.append({node.name: inputs[node.name] for node in function.inputs})
+        before = [{node.name: mine[node.name] for node in function.states} for mine in each]
+        for mine, (_, new) in zip(each, evaluate_cores(function, wanted, before), strict=True):
+            mine.update(new)
+    per_sample = len(np.split(order[0], cores)[0])
+    return {
+        name: sum(mine[name] for mine in each)
+        if value.shape[0] == per_sample and "_sum" in name
+        else value
+        for name, value in each[0].items()
+    }
 
 
 __all__ = ["float_train", "forward", "functions", "g", "losses", "metrics", "optimizers"]

@@ -15,11 +15,12 @@ from fpgrad.reference import ReferenceExecutor
 from fpgrad.transform import L1L2, build_training, lower
 
 
-def wide(side: int = 16) -> Machine:
+def wide(side: int = 16, cores: int = 1) -> Machine:
     """A machine whose only coarse parts are the function tables."""
     matrix = MatrixConfig(TileFormat(side, 16), AccumulatorFormat(48, 6))
     vector = VectorConfig(FloatFormat(8, 23), TableFormat(64, 15))
-    return Machine(MachineConfig(matrix, vector, MemoryConfig(dram_words_per_cycle=min(16, side))))
+    memory = MemoryConfig(dram_words_per_cycle=min(16, side))
+    return Machine(MachineConfig(matrix, vector, memory, cores=cores))
 
 
 def check(
@@ -34,11 +35,13 @@ def check(
     tolerance=4e-3,
     wide_machine=None,
     masks=None,
+    cores=1,
 ):
-    """Train on the reference executor and in float64; every state must agree."""
+    """Train on the reference executor and in float64; every state must agree. ``n``: samples of each core."""
     rng = np.random.default_rng(1)
+    n = n * cores
     samples = samples or n * 2 + 1
-    program = compile_functions(fs, wide_machine or wide(side))
+    program = compile_functions(fs, wide_machine or wide(side, cores))
     session = Session(program, ReferenceExecutor(program.config))
     data = {
         "x": rng.normal(size=(samples, features)),
@@ -64,14 +67,14 @@ def check(
             states[name] = np.ones(info["shape"])
         if masks and name in masks:
             states[name] = states[name] * masks[name]
-    session.write_states(states)
+    session.write_states({k: v for k, v in states.items() if "_sum" not in k})
     known = {i["name"] for f in program.meta["functions"].values() for i in f["inputs"]}
     known |= {
         c for f in program.meta["functions"].values() for group in f["columns"] for c in group
     }
     uploaded = session.upload({k: v for k, v in data.items() if k in known})
     sums = session.train(uploaded, order, scalars, np.arange(steps, dtype=np.uint64))
-    wanted = float_train(fs["train"], states, data, order, scalars)
+    wanted = float_train(fs["train"], states, data, order, scalars, cores)
     got = session.read_states()
     for name, info in program.meta["states"].items():
         if info["role"] == "metric":

@@ -13,8 +13,8 @@ from fpgrad.gateware.memory import ExponentMemory, SkewedMemory
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.isa.instructions import Matrix, TileStream, Tokens
 from fpgrad.isa.layout import pack
+from fpgrad.reference import ReferenceExecutor
 from fpgrad.reference import matrix as reference
-from fpgrad.reference.machine import Machine
 
 
 def make_config(side=4, mantissa=8, number=(8, 15), acc=(32, 6), tiles=12):
@@ -33,7 +33,7 @@ def make_config(side=4, mantissa=8, number=(8, 15), acc=(32, 6), tiles=12):
 
 def random_machine(config, rng, exponents=None):
     """A machine whose tile memory holds random tiles; some are zero, some at the limits."""
-    machine = Machine(config)
+    machine = ReferenceExecutor(config).machine
     tile, tiles, side = config.matrix.tile, config.memory.tiles, config.side
     largest = config.vector.number.max_exponent
     mantissas = rng.integers(-tile.limit, tile.limit + 1, (tiles, side, side))

@@ -18,8 +18,7 @@ from fpgrad.isa import instructions as isa
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
 from fpgrad.isa.instructions import DramAddress, Transfer
 from fpgrad.isa.layout import values
-from fpgrad.reference import dma
-from fpgrad.reference.machine import Machine
+from fpgrad.reference import ReferenceExecutor, dma
 
 ROWS = 512
 BASES = [3, 40, 100, 7] + [0] * 12
@@ -149,7 +148,7 @@ LOADS = {
 
 
 def random_dram(machine, rng):
-    dram = machine.dram_rows(0, ROWS)
+    dram = machine.external.rows(0, ROWS)
     dram[:] = rng.integers(0, 1 << 32, dram.shape, dtype=np.uint32)
     dram[INDEX_ROWS] = rng.integers(0, 80, dram[INDEX_ROWS].shape)
     return dram
@@ -159,7 +158,7 @@ def load_bench(instructions, words=4, stall=0.0, busy=0.0, step=3, side=4, reord
     """Cycles to each done, after all memories were compared."""
     c = config(words, side)
     t = c.side
-    machine = Machine(c)
+    machine = ReferenceExecutor(c).machine
     rng = np.random.default_rng(2)
     dram = random_dram(machine, rng)
     dut = LoadUnit(c)
@@ -292,7 +291,7 @@ def store_bench(instructions, words=4, stall=0.0, step=2, side=4):
     """Cycles to each done, after external memory was compared."""
     c = config(words, side)
     t = c.side
-    machine = Machine(c)
+    machine = ReferenceExecutor(c).machine
     rng = np.random.default_rng(2)
     limit = c.matrix.tile.limit
     machine.outbox[:] = rng.integers(0, 1 << 24, machine.outbox.shape)
@@ -336,7 +335,7 @@ def store_bench(instructions, words=4, stall=0.0, step=2, side=4):
     took = run(dut, background, instructions, step, on_tick)
     for instruction in instructions:
         dma.store(machine, instruction, BASES, step)
-    np.testing.assert_array_equal(got, machine.dram_rows(0, ROWS))
+    np.testing.assert_array_equal(got, machine.external.rows(0, ROWS))
     return took
 
 

@@ -26,6 +26,7 @@ from fpgrad.isa.instructions import (
     Vector,
     VectorOp,
 )
+from fpgrad.reference import ReferenceExecutor
 from fpgrad.reference import vector as reference
 from fpgrad.reference.machine import Machine
 
@@ -54,7 +55,7 @@ def make_config(
 
 
 def filled(config: MachineConfig, rng: np.random.Generator) -> Machine:
-    machine = Machine(config)
+    machine = ReferenceExecutor(config).machine
     fmt, t = config.vector.number, config.side
     for memory in (machine.vector, machine.inbox):
         memory[:] = random_codes(fmt, rng, memory.size).reshape(-1, t)

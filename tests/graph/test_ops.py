@@ -29,6 +29,7 @@ UNARY = {
     "sigmoid": (X, scipy.special.expit),
     "phi": (X, scipy.stats.norm.cdf),
     "quantise": (X, lambda x: x),
+    "all_sum": (X, lambda x: x),
     "exp": (X, np.exp),
     "log": (POSITIVE, np.log),
     "sqrt": (POSITIVE, lambda x: x**0.5),

@@ -53,9 +53,9 @@ def normalised(x: Node, name: str) -> tuple[Node, list[Node]]:
     return g.batch_norm(x, *states, epsilon=1e-3, momentum=0.75, name=name), states
 
 
-def model() -> Function:
+def model(rows: int = ROWS) -> Function:
     """Every op on maps once, from stem to classes."""
-    x = g.batch_input("x", (ROWS, HEIGHT * WIDTH * 2))
+    x = g.batch_input("x", (rows, HEIGHT * WIDTH * 2))
     h, states = dense(g.unfold(x, STEM, 2, name="stem"), 8, "stem")
     h, new = normalised(h, "norm")
     states += new

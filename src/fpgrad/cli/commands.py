@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="What model.save wrote.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples in a training step.")]
 ClockMHz = Annotated[float, typer.Option(min=0.001, help="The clock for which times are stated.")]
+Cores = Annotated[int, typer.Option(min=1, help="Cores that share each batch.")]
 Backend = Annotated[Literal["emulator", "rtl", "reference"], typer.Option(help="The executor.")]
 
 
@@ -52,13 +53,19 @@ def train(
     backend: Backend = "emulator",
     seed: Annotated[int, typer.Option(help="Of initial weights and order of samples.")] = 0,
     clock_mhz: ClockMHz = 100.0,
+    cores: Cores = 1,
 ) -> None:
     """Train a 32-64-10 network on scikit-learn's digits, here and in Keras, and compare."""
     keras_frontend()
     from fpgrad.keras.demo import train_digits
 
     result = train_digits(
-        epochs=epochs, batch_size=batch_size, backend=backend, seed=seed, clock_hz=clock_mhz * 1e6
+        epochs=epochs,
+        batch_size=batch_size,
+        backend=backend,
+        seed=seed,
+        clock_hz=clock_mhz * 1e6,
+        cores=cores,
     )
     typer.echo()
     typer.echo(result.summary)
@@ -67,19 +74,22 @@ def train(
 
 
 @app.command()
-def check(model: ModelFile, batch_size: BatchSize = 32) -> None:
+def check(model: ModelFile, batch_size: BatchSize = 32, cores: Cores = 1) -> None:
     """Compile a model, or list everything in it that is not supported."""
-    frontend = keras_frontend()
-    loaded = frontend.load_model(model)
-    program = frontend.FPGA(loaded).program(batch_size)
-    typer.echo(f"model {loaded.name!r} compiles; program {program.digest}")
+    fpga = _fpga(model, cores)
+    program = fpga.program(batch_size)
+    typer.echo(f"model {fpga.model.name!r} compiles; program {program.digest}")
 
 
 @app.command()
-def estimate(model: ModelFile, batch_size: BatchSize = 32, clock_mhz: ClockMHz = 100.0) -> None:
+def estimate(
+    model: ModelFile,
+    batch_size: BatchSize = 32,
+    clock_mhz: ClockMHz = 100.0,
+    cores: Cores = 1,
+) -> None:
     """Say what training a model costs: cycles, MAC lanes, memory, before any synthesis."""
-    frontend = keras_frontend()
-    fpga = frontend.FPGA(frontend.load_model(model))
+    fpga = _fpga(model, cores)
     typer.echo(fpga.summary(clock_hz=clock_mhz * 1e6, batch_size=batch_size))
 
 
@@ -94,11 +104,10 @@ def verify(
     steps: Annotated[int, typer.Option(min=1, help="Training steps on random data.")] = 3,
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option(help="Of the random data.")] = 0,
+    cores: Cores = 1,
 ) -> None:
     """Run the same training steps on two executors and compare every word."""
-    frontend = keras_frontend()
-    fpga = frontend.FPGA(frontend.load_model(model))
-    outcome = fpga.verify(
+    outcome = _fpga(model, cores).verify(
         backend=backend, against=against, steps=steps, batch_size=batch_size, seed=seed
     )
     typer.echo(str(outcome))
@@ -111,11 +120,17 @@ def verilog(
     model: ModelFile,
     directory: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
     batch_size: BatchSize = 32,
+    cores: Cores = 1,
 ) -> None:
     """Write the generated design as Verilog, and the program that trains the model on it."""
-    frontend = keras_frontend()
-    for path in frontend.FPGA(frontend.load_model(model)).export_verilog(directory, batch_size):
+    for path in _fpga(model, cores).export_verilog(directory, batch_size):
         typer.echo(str(path))
+
+
+def _fpga(model: Path, cores: int) -> Any:
+    """A saved model on the smallest machine of the default formats and so many cores."""
+    frontend = keras_frontend()
+    return frontend.FPGA(frontend.load_model(model), config=frontend.machine_of(cores))
 
 
 def main() -> None:

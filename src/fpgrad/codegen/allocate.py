@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fpgrad.codegen.exchange import sum_spans
 from fpgrad.codegen.steps import Buffer, StepList, VectorStep
 
 
@@ -96,9 +97,11 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     and outputs theirs in the outbox, because their transfers reach into the neighbouring steps.
     """
     spans = spans_of(steps)
+    sums, parts = sum_spans(steps, lifetimes(steps.steps))
     inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
     outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
     kept = {x.buffer for x in (*steps.loads, *steps.stores)}
+    spans |= sums | parts
 
     def of(place_name: str) -> dict[Buffer, tuple[int, int]]:
         return {b: s for b, s in spans.items() if b.place == place_name and b not in kept}

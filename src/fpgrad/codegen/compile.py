@@ -9,8 +9,10 @@ from typing import Any
 
 from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
+from fpgrad.codegen.cores import check_divided, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
+from fpgrad.codegen.exchange import divide_sums
 from fpgrad.codegen.geometry import banded
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
@@ -83,11 +85,13 @@ def compile_functions(
         the program; its ``config`` is the smallest machine for it, or the given one.
 
     Raises:
-        GraphError: an expression that no pass computes.
+        GraphError: an expression that no pass computes, or that several cores cannot share.
         MemoryCapacityError: the given machine is too small; the message says how much is missing.
     """
     machine = machine or Machine()
     config = machine.formats
+    if config.cores > 1:
+        check_divided(functions)
     if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
         config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
     # A machine that exists may have no memory for bits; they are numbers then.
@@ -106,27 +110,31 @@ def compile_functions(
     if machine.limits.rows is not None:
         keep.send_out(int(machine.limits.rows * STATES))
     selected = {name: select(function, keep) for name, function in functions.items()}
-    vector_floor, tile_floor, image = place_persistent(keep)
+    vector_floor, tile_floor = place_persistent(keep)
+    outside_first = place_outside(keep, vector_floor, config.cores)
 
     need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
-    emitter = Emitter(config.vector.number, config.side)
+    emitter = Emitter(config.vector.number, config.side, config.cores, keep.outside_rows)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
-    house = housekeeping(keep, vector_floor)
     pieces: dict[Buffer, Pieces] = {}
     floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
     for steps in lists:
+        pieces |= divide_sums(steps, config.side)
+        if config.cores > 1:
+            spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
         order = best_order(steps, config)
         divided = divide(steps, config.side)
         selection = steps.steps
         steps.steps = [selection[i] for i in order]
-        reorder = partial(order_with, selection, config)
+        reorder = partial(order_with, steps, selection, config)
         outside = fit(steps, selection, floors, machine.limits, config.side, reorder)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
+    house = housekeeping(keep, vector_floor, config.cores)
     for steps in house:
-        unchanged = partial(order_with, steps.steps, config)
+        unchanged = partial(order_with, steps, steps.steps, config)
         fit(steps, steps.steps, floors, Limits(), config.side, unchanged)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
@@ -163,7 +171,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, vector_floor, image),
+        describe(functions, selected, keep, vector_floor, config.cores, outside_first),
     )
 
 
@@ -176,23 +184,30 @@ def best_order(steps: StepList, config: MachineConfig) -> list[int]:
     """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles."""
     side, queue = config.side, config.matrix.queue_rows
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first)[0]
+        return schedule(steps.steps, side, queue, products_first, steps.exchanges)[0]
     whole, halves = steps.steps, split(steps).steps
-    best, cycles = schedule(whole, side, queue, soonest_first)
+    best, cycles = schedule(whole, side, queue, soonest_first, steps.exchanges)
     for policy in (soonest_first, products_first):
-        order, fewer = schedule(halves, side, queue, policy)
+        order, fewer = schedule(halves, side, queue, policy, steps.exchanges)
         if fewer < cycles - cycles // 100:
             steps.steps, best, cycles = halves, order, fewer
     return best
 
 
 def order_with(
-    steps: list[VectorStep], config: MachineConfig, far: Collection[Buffer]
+    steps: StepList,
+    selection: list[VectorStep],
+    config: MachineConfig,
+    far: Collection[Buffer],
 ) -> list[VectorStep]:
-    """Steps in an order in which what is read of some tensors has the time to come back from external memory."""
-    distance = dict.fromkeys(far, FAR)
-    order, _ = schedule(steps, config.side, config.matrix.queue_rows, steady, distance)
-    return [steps[i] for i in order]
+    """Steps in an order in which what is read of some tensors has the time to come back from external memory.
+
+    Args:
+        selection: the steps in the order of selection.
+    """
+    distance, queue = dict.fromkeys(far, FAR), config.matrix.queue_rows
+    order, _ = schedule(selection, config.side, queue, steady, steps.exchanges, distance)
+    return [selection[i] for i in order]
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:
@@ -204,11 +219,8 @@ def scalar_index(function: GraphFunction | None) -> dict[str, int]:
     return {n.name: i for i, n in enumerate(scalars)}
 
 
-def place_persistent(keep: Persistent) -> tuple[int, int, int]:
-    """Bases for what persists, metrics last; the ends in vector memory, in tile memory, and of the image.
-
-    The image in external memory has the rows of vector memory, then those that live outside.
-    """
+def place_persistent(keep: Persistent) -> tuple[int, int]:
+    """Bases for what persists on the chip, metrics last; the ends in vector memory and in tile memory."""
     inside = [item for item in keep.states.items() if item[0] not in keep.outside]
     states = sorted(inside, key=lambda item: keep.roles[item[0]] == "metric")
     rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
@@ -218,9 +230,16 @@ def place_persistent(keep: Persistent) -> tuple[int, int, int]:
     )
     tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
-    rows = align_up(rows, keep.side)
-    image = lay_out([keep.states[name].buffer for name in sorted(keep.outside)], rows)
-    return rows, tiles, image
+    return align_up(rows, keep.side), tiles
+
+
+def place_outside(keep: Persistent, rows: int, cores: int) -> int:
+    """Bases for what persists outside, in the image of what persists behind the ``rows`` of vector memory and the
+    metrics of other cores than the first. Each core has it for itself, one behind the other; the first one's base."""
+    first = rows if cores == 1 else metric_rows(keep)[0] + cores * metric_rows(keep)[1]
+    first = align_up(max(first, rows), keep.side)
+    lay_out([keep.states[name].buffer for name in sorted(keep.outside)], first)
+    return first
 
 
 def metric_rows(keep: Persistent) -> tuple[int, int]:
@@ -232,12 +251,24 @@ def metric_rows(keep: Persistent) -> tuple[int, int]:
     return first, max((b.base or 0) + b.size for b in buffers) - first
 
 
-def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
+def image_chunks(keep: Persistent, rows: int, cores: int) -> list[tuple[int, int, int]]:
+    """First row and number of rows of each part of what persists that is moved at once, and the rows from one core's to
+    the next core's. With several cores, all have metrics of their own; in the image they lie one behind the other."""
+    if cores == 1:
+        return [(first, min(CHUNK, rows - first), 0) for first in range(0, rows, CHUNK)]
+    own, size = metric_rows(keep)
+    shared = own if size else rows
+    chunks = [(first, min(CHUNK, shared - first), 0) for first in range(0, shared, CHUNK)]
+    return chunks + [
+        (first, min(CHUNK, own + size - first), size) for first in range(own, own + size, CHUNK)
+    ]
+
+
+def housekeeping(keep: Persistent, rows: int, cores: int = 1) -> list[StepList]:
     """Entries that move what persists: ``load/i`` and ``store/i`` by chunks, ``quantise``, ``reset``, ``metrics``."""
     image = Buffer("image", "vector", rows, persistent=True, base=0)
     lists: list[StepList] = []
-    for i, first in enumerate(range(0, rows, CHUNK)):
-        size = min(CHUNK, rows - first)
+    for i, (first, size, stride) in enumerate(image_chunks(keep, rows, cores)):
         inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
         target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
         load = VectorStep(
@@ -257,12 +288,22 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
             text="store",
         )
         lists.append(
-            StepList(f"load/{i}", [load], [LoadStep(inbox, "image", 1, size, offset=first)])
+            StepList(
+                f"load/{i}",
+                [load],
+                [LoadStep(inbox, "image", 1, size, offset=first, core_stride=stride)],
+            )
         )
         lists.append(
-            StepList(f"store/{i}", [store], [], [StoreStep(outbox, "image", size, offset=first)])
+            StepList(
+                f"store/{i}",
+                [store],
+                [],
+                [StoreStep(outbox, "image", size, offset=first, core_stride=stride)],
+            )
         )
-    lists.append(StepList("quantise", [p for s, q in quantised_states(keep) for p in banded(requantise(keep, s, q))]))
+    tiles = [p for s, q in quantised_states(keep) for p in banded(requantise(keep, s, q))]
+    lists.append(StepList("quantise", tiles))
     first, size = metric_rows(keep)
     if size:
         outbox = Buffer("metrics out", "outbox", size)
@@ -279,7 +320,9 @@ def housekeeping(keep: Persistent, rows: int) -> list[StepList]:
             text="read",
         )
         lists.append(StepList("reset", [zero]))
-        lists.append(StepList("metrics", [read], [], [StoreStep(outbox, "metrics", size)]))
+        stride = size if cores > 1 else 0
+        sent = StoreStep(outbox, "metrics", size, core_stride=stride)
+        lists.append(StepList("metrics", [read], [], [sent]))
     return lists
 
 
@@ -400,18 +443,26 @@ def describe(
     selected: Mapping[str, Selector],
     keep: Persistent,
     rows: int,
-    image: int,
+    cores: int,
+    first_outside: int,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values.
 
     Args:
-        rows: those of the image that are moved to the chip and back.
-        image: all.
+        rows: of the image, those that are moved to the chip and back.
+        first_outside: the row of the image where what lives outside begins.
     """
     first, size = metric_rows(keep)
+    own = {
+        state.name
+        for function in functions.values()
+        for state in function.states
+        if per_sample(state, samples_of(function))
+    }
     return {
-        "image_rows": image,
-        "chunks": len(range(0, rows, CHUNK)),
+        "image_rows": first_outside + cores * keep.outside_rows,
+        "outside": [first_outside, keep.outside_rows],
+        "chunks": len(image_chunks(keep, rows, cores)),
         "chunk_rows": CHUNK,
         "metrics": [first, size],
         "states": {
@@ -422,26 +473,33 @@ def describe(
                 "shape": [s.grid.rows, s.grid.columns],
                 "blocks": s.grid.blocks,
                 "role": keep.roles[name],
+                "parts": cores if name in own else 1,
             }
             for name, s in keep.states.items()
         },
         "constants": [[b.base, values.tolist()] for b, values in keep.constant_rows.items()],
-        "functions": {name: describe_function(functions[name], s) for name, s in selected.items()},
+        "functions": {
+            name: describe_function(functions[name], s, cores) for name, s in selected.items()
+        },
     }
 
 
-def describe_function(function: GraphFunction, selector: Selector) -> dict[str, Any]:
-    """Inputs and outputs of one entry."""
+def samples_of(function: GraphFunction) -> int:
+    """Samples of the batch, of one core."""
+    for node in function.inputs:
+        if node.attrs["kind"] in ("batch", "column"):
+            return node.shape[0]
+    raise GraphError(f"{function.name}: a function must have an input of kind 'batch' or 'column'")
+
+
+def describe_function(function: GraphFunction, selector: Selector, cores: int) -> dict[str, Any]:
+    """Inputs and outputs of one entry: the batch is that of all cores, outputs are those of each."""
     batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
-    if not batch and not selector.columns:
-        raise GraphError(
-            f"{function.name}: a function must have an input of kind 'batch' or 'column'"
-        )
     t = selector.t
     columns = [n.name for n in selector.columns]
     spill = selector.out.spill_rows
     return {
-        "batch_size": (batch or selector.columns)[0].shape[0],
+        "batch_size": cores * samples_of(function),
         "inputs": [
             {"name": n.name, "columns": n.shape[1]}
             | (

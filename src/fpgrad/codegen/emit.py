@@ -17,11 +17,14 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypeAlias
 
+from fpgrad.codegen.allocate import lifetimes
+from fpgrad.codegen.exchange import announced, in_order
 from fpgrad.codegen.schedule import transposed
 from fpgrad.codegen.steps import (
     MASK_ROWS,
     Access,
     Buffer,
+    Exchange,
     Limit,
     MatrixStep,
     Move,
@@ -80,9 +83,13 @@ OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED
 class Emitter:
     """Collects the instructions of a program, entry by entry."""
 
-    def __init__(self, number: FloatFormat, side: int) -> None:
+    def __init__(
+        self, number: FloatFormat, side: int, cores: int = 1, outside_rows: int = 0
+    ) -> None:
         self.number = number
         self.side = side
+        self.cores = cores
+        self.outside_rows = outside_rows
         self.units: dict[Unit, list[Instruction]] = {u: [] for u in Unit}
         self.notes: dict[Unit, list[Note]] = {u: [] for u in Unit}
 
@@ -139,7 +146,8 @@ class Emitter:
         register: Callable[[str], int],
     ) -> int:
         """Inputs in the order of their first use, each when the step before has read its buffer; then what comes back
-        from external memory, each when its place is free.
+        from external memory, each when its place is free, and sums over the cores, which need no token (see
+        `exchange`).
 
         Returns:
             tokens from VECTOR to LOAD at the start.
@@ -151,16 +159,22 @@ class Emitter:
         late = range(len(loads), len(loads) + len(moves))
         channel = Channel([*done, *(m.at - 1 for m in moves)], late)
         needed = [first for first, _ in spans]
+        life = lifetimes(steps.steps) if steps.exchanges else {}
+        sums = in_order(steps, life)
+        told = set(announced(sums, life))
         for i, load in enumerate(loads):
             index = DramAddress()
             if load.index is not None:
                 stride = load.index_stride or -(-load.groups // self.side)
-                index = DramAddress(register(load.index), load.first // self.side, stride)
+                first, core_stride = load.first // self.side, load.index_core_stride
+                index = DramAddress(register(load.index), first, stride, core_stride)
             instruction = Load(
                 kind=Transfer.BYTES if load.octets else Transfer.ROWS,
                 count=load.groups,
                 rows=load.rows,
-                source=DramAddress(register(load.base), load.offset, load.step_stride),
+                source=DramAddress(
+                    register(load.base), load.offset, load.step_stride, load.core_stride
+                ),
                 stride=load.rows,
                 gather=int(load.index is not None),
                 index=index,
@@ -172,8 +186,16 @@ class Emitter:
             )
             self.add(Unit.LOAD, instruction, load.buffer.name, "load", load.base)
         awaited = {store: i + 1 for i, store in enumerate(awaited_stores(steps))}
-        gone = 0
-        for i, move in enumerate(moves, len(loads)):
+        gone, i = 0, len(loads) - 1
+        later: list[tuple[int, int, Move | Exchange]] = [(m.at - 1, m.until, m) for m in moves]
+        later += [(life[e.out][1], 0, e) for e in sums]
+        for _, _, move in sorted(later, key=lambda x: x[:2]):
+            if isinstance(move, Exchange):
+                if move in told:
+                    needed.append(life[move.into][0])
+                self.add(Unit.LOAD, sum_load(move, move in told), move.into.name, "load", "sum")
+                continue
+            i += 1
             stored = max((awaited[store] for store in move.after), default=0)
             wait = Tokens(vector=channel.wait(i), store=tokens_of(max(0, stored - gone)))
             gone = max(gone, stored)
@@ -181,7 +203,7 @@ class Emitter:
             if not tiles:
                 needed.append(move.until)
             instruction = Load(
-                source=DramAddress(register(move.area), move.row),
+                source=self.outside(move, steps, register),
                 stride=move.block,
                 target=base(move.buffer) + move.inside,
                 wait=wait,
@@ -189,13 +211,7 @@ class Emitter:
                 **transfer(move),
             )
             self.add(Unit.LOAD, instruction, move.buffer.name, "load", TRANSFERS[move.buffer.place])
-        taken = 0
-        counts = {step: count for count, step in enumerate(needed, 1)}
-        for step in sorted(counts):
-            if counts[step] > taken:
-                more = tokens_of(counts[step] - taken)
-                waits[step]["load"] = waits[step].get("load", 0) + more
-                taken = counts[step]
+        take(waits, "load", needed)
         for step in channel.steps:
             signals[step]["load"] = signals[step].get("load", 0) + 1
         return channel.initial
@@ -244,20 +260,26 @@ class Emitter:
         Returns:
             tokens from STORE to VECTOR at the start.
         """
-        out: list[tuple[int, int, StoreStep | Move]] = []
+        out: list[tuple[int, int, StoreStep | Move | Exchange]] = []
         for store in steps.stores:
             first, last = uses(steps.steps, store.buffer)
             out.append((last, first, store))
         out += [(m.at, m.until, m) for m in steps.moves if m.kind == "store"]
         out.sort(key=lambda x: x[:2])
         end = len(steps.steps)
-        late = [i for i, (_, until, x) in enumerate(out) if isinstance(x, Move) and until < end]
         awaited = set(awaited_stores(steps))
+        life = lifetimes(steps.steps) if steps.exchanges else {}
+        parts = [(life[e.out][1], 0, e) for e in in_order(steps, life)]
+        late = [i for i, (_, until, x) in enumerate(out) if isinstance(x, Move) and until < end]
         channel = Channel([last for last, _, _ in out], late)
-        for last, _, item in out:
+        for last, _, item in sorted([*out, *parts], key=lambda x: x[:2]):
             signals[last]["store"] = signals[last].get("store", 0) + 1
-            if isinstance(item, StoreStep):
-                address = DramAddress(register(item.base), item.offset, item.step_stride)
+            if isinstance(item, Exchange):
+                self.add(Unit.STORE, sum_store(item), item.out.name, "store", "sum")
+            elif isinstance(item, StoreStep):
+                address = DramAddress(
+                    register(item.base), item.offset, item.step_stride, item.core_stride
+                )
                 instruction = Store(
                     rows=item.rows,
                     source=base(item.buffer),
@@ -269,7 +291,7 @@ class Emitter:
             else:
                 instruction = Store(
                     source=base(item.buffer) + item.inside,
-                    target=DramAddress(register(item.area), item.row),
+                    target=self.outside(item, steps, register),
                     stride=item.block,
                     wait=Tokens(vector=1),
                     signal=Tokens(vector=1, load=int(item in awaited)),
@@ -283,6 +305,11 @@ class Emitter:
             if count:
                 waits[step]["store"] = waits[step].get("store", 0) + count
         return channel.initial
+
+    def outside(self, move: Move, steps: StepList, register: Callable[[str], int]) -> DramAddress:
+        """Where in external memory a move begins; every core has an area of its own."""
+        size = steps.spill_rows if move.area == "spill" else self.outside_rows
+        return DramAddress(register(move.area), move.row, 0, size if self.cores > 1 else 0)
 
     # Single instructions ------------------------------------------------------------------------
 
@@ -390,6 +417,26 @@ def tokens_of(count: int) -> int:
     if count >= 1 << TOKEN_BITS:
         raise GraphError(f"an instruction would wait for {count} tokens at once")
     return count
+
+
+def take(waits: Counts, unit: str, uses: list[int]) -> None:
+    """Tokens that come one by one, and the steps that need them: each takes all up to its own."""
+    taken = 0
+    for step, i in sorted((step, i) for i, step in enumerate(uses)):
+        if i >= taken:
+            waits[step][unit] = waits[step].get(unit, 0) + i + 1 - taken
+            taken = i + 1
+
+
+def sum_load(e: Exchange, told: bool) -> Load:
+    """The sums' way to the inbox; ``told``: VECTOR waits for this one."""
+    rows, target = e.rows, base(e.into)
+    return Load(kind=Transfer.SUM, rows=rows, target=target, signal=Tokens(vector=int(told)))
+
+
+def sum_store(e: Exchange) -> Store:
+    """A core's part, sent to the others."""
+    return Store(kind=Transfer.SUM, rows=e.rows, source=base(e.out), wait=Tokens(vector=1))
 
 
 def back(steps: StepList) -> list[Move]:

@@ -16,7 +16,16 @@ from math import gcd, lcm
 from typing import Literal
 
 from fpgrad.codegen.geometry import band_of
-from fpgrad.codegen.steps import MASK_ROWS, Access, Buffer, Move, Place, Region, TileWalk, VectorStep
+from fpgrad.codegen.steps import (
+    MASK_ROWS,
+    Access,
+    Buffer,
+    Move,
+    Place,
+    Region,
+    TileWalk,
+    VectorStep,
+)
 from fpgrad.errors import GraphError
 
 #: Cycles that a load is begun ahead of its first use, besides those that it takes.

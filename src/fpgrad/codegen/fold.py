@@ -14,7 +14,7 @@ from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, STREAMED, Match, c
 from fpgrad.codegen.steps import Scalar, Value
 from fpgrad.codegen.storage import Grid, Walk
 from fpgrad.errors import GraphError
-from fpgrad.graph import Function, Node
+from fpgrad.graph import ALL_SUM, Function, Node
 from fpgrad.isa.instructions import Source
 
 
@@ -44,7 +44,8 @@ class Folding:
         self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
         for state, value in function.updates:
             near = state.name not in outside or self.uses[value] == 1
-            if near and not value.is_leaf and value not in self.targets and value.op != "quantise":
+            moved = value.is_leaf or value.op in ("quantise", ALL_SUM)
+            if near and not moved and value not in self.targets:
                 self.targets[value] = state
         self.output_names = {node: name for name, node in function.outputs}
         self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}
@@ -106,6 +107,11 @@ class Folding:
         users = [u for u in self.users.get(node, ()) if u.op != "quantise"]
         gates = all(u.op == "gate" and u.inputs[1] is node is not u.inputs[0] for u in users)
         return bool(users) and gates and node not in self.targets and node not in self.output_names
+
+    def only_summed(self, node: Node) -> bool:
+        """Whether nothing is asked of a tensor but its sum over the cores."""
+        users = self.users.get(node, ())
+        return [u.op for u in users] == [ALL_SUM] and self.single(node)
 
     def product_terms(self, node: Node) -> int:
         """Products in the longest sum of a matmul or conv."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
-from fpgrad.graph import OPS, Function, Node
+from fpgrad.graph import ALL_SUM, OPS, Function, Node
 from fpgrad.graph.window import taps
 
 
@@ -55,7 +55,7 @@ class Persistent:
                 count = node.attrs["blocks"]
             elif node.op == "conv_weight":
                 count = taps(node.attrs["windows"])
-            elif node.op == "quantise" or (node.op in OPS and OPS[node.op].elementwise):
+            elif node.op in ("quantise", ALL_SUM) or (node.op in OPS and OPS[node.op].elementwise):
                 count = max(
                     self.blocks.get(x, 1) for x in node.inputs if x.shape[0] == node.shape[0]
                 )
@@ -94,6 +94,11 @@ class Persistent:
             stored.buffer.outside = True
             self.outside.add(name)
             total -= sizes[name]
+
+    @property
+    def outside_rows(self) -> int:
+        """Rows of the states that live outside."""
+        return sum(self.states[name].buffer.size for name in self.outside)
 
     def add_state_tile(self, node: Node) -> Quantised:
         """The quantised tiles of a state."""

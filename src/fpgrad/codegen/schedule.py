@@ -8,12 +8,13 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fpgrad.codegen.external import groups
-from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
+from fpgrad.codegen.flight import Flight, add_waits
+from fpgrad.codegen.steps import Access, Buffer, Exchange, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -73,10 +74,16 @@ class Ledger:
         self.written[region.buffer].append((region, item))
 
 
-def depends(steps: list[VectorStep], t: int, distance: Mapping[Buffer, int]) -> list[Item]:
+def depends(
+    steps: list[VectorStep],
+    t: int,
+    exchanges: Sequence[Exchange] = (),
+    distance: Mapping[Buffer, int] = MappingProxyType({}),
+) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice.
 
     Args:
+        exchanges: what the steps send to other cores.
         distance: cycles that what is read of a tensor takes to come back, of the tensors that go out in pieces; a
             piece is read when it is complete, and without delay by those who read no other.
     """
@@ -117,6 +124,7 @@ def depends(steps: list[VectorStep], t: int, distance: Mapping[Buffer, int]) -> 
             if random is not None:
                 item.before.setdefault(random, 0)
             random = item
+    add_waits(items, exchanges)
     for item in items:
         for copy in [p for p in item.before if p.step.again]:
             for p in item.before:
@@ -184,6 +192,7 @@ def schedule(
     t: int,
     queue_rows: int,
     policy: Policy,
+    exchanges: Sequence[Exchange] = (),
     distance: Mapping[Buffer, int] = MappingProxyType({}),
 ) -> tuple[list[int], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
@@ -192,12 +201,13 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
-        distance: see :func:`depends`.
+        exchanges, distance: see :func:`depends`.
 
     Returns:
         the order, as indices of ``steps``, and an estimate of the step's cycles.
     """
-    items = depends(steps, t, distance)
+    items = depends(steps, t, exchanges, distance)
+    flight = Flight(items, exchanges)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -211,8 +221,11 @@ def schedule(
             release(item)
     order: list[int] = []
     while ready:
-        best, slot = policy(ready, units)
+        # If nothing may go, sums need each other: then they all may.
+        able = [item for item in ready if flight.allows(item)] if exchanges else ready
+        best, slot = policy(able or ready, units)
         ready.remove(best)
+        flight.note(best)
         best.start, best.end = slot.start, slot.end
         units.vector_free = slot.end
         units.matrix_free = max(units.matrix_free, slot.matrix_end)

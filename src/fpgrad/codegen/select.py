@@ -12,6 +12,7 @@ from functools import partial
 
 from fpgrad.codegen import moves, pooling, reduction
 from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
+from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
 from fpgrad.codegen.geometry import banded
 from fpgrad.codegen.inputs import Image, flatten, image_of, load_image, unfold
@@ -31,7 +32,7 @@ from fpgrad.codegen.steps import (
 )
 from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
 from fpgrad.errors import GraphError
-from fpgrad.graph import Function, Node
+from fpgrad.graph import ALL_SUM, Function, Node
 from fpgrad.isa.instructions import Source
 
 #: Ops whose results are 0 or 1.
@@ -289,6 +290,8 @@ class Selector:
             flatten(self, node)
         elif node.op in REDUCTIONS:
             reduction.emit(self, node, self.fold.matches[node])
+        elif node.op == ALL_SUM:
+            all_sum(self, node)
         elif node.op == "concat":
             moves.concat(self, node)
         elif node.op == "slice":
@@ -374,7 +377,10 @@ class Selector:
             align = self.t if grid.kind == "tiles" else 1
             flipped = walk is Walk.TRANSPOSED and grid.kind == "tiles"
             place = "vector"
-            if node in self.fold.output_names and others == 1:
+            spread = matmul is not None and matmul.shape == (1, 1)  # is read once more
+            if (node in self.fold.output_names and others == 1) or (
+                self.fold.only_summed(node) and not spread
+            ):
                 place = "outbox"
             elif grid.kind == "tiles" and (node.op in BITS or self.fold.only_gates(node)):
                 place = self.keep.bits

@@ -246,6 +246,7 @@ class LoadStep:
         first: where in the step's order of samples the groups begin.
         place: where in the buffer; group_stride (0: ``rows``) and row_stride: how groups and rows lie there.
         octets: the rows hold bytes.
+        core_stride, index_core_stride: rows from one core's to the next core's.
     """
 
     buffer: Buffer
@@ -261,17 +262,34 @@ class LoadStep:
     group_stride: int = 0
     row_stride: int = 1
     octets: bool = False
+    core_stride: int = 0
+    index_core_stride: int = 0
 
 
 @dataclass(eq=False)
 class StoreStep:
-    """An outbox buffer to DRAM, after the step that writes it last."""
+    """An outbox buffer to DRAM, after the step that writes it last; ``core_stride`` rows from core to core."""
 
     buffer: Buffer
     base: str
     rows: int
     offset: int = 0
     step_stride: int = 0
+    core_stride: int = 0
+
+
+@dataclass(eq=False)
+class Exchange:
+    """Rows that are summed over the cores: ``out``, in the outbox, is sent after the step that writes it last; the sums
+    are in ``into``, in the inbox, before the step that reads them first."""
+
+    out: Buffer
+    into: Buffer
+
+    @property
+    def rows(self) -> int:
+        """How many rows each core sends."""
+        return self.out.size
 
 
 @dataclass(eq=False)
@@ -315,6 +333,7 @@ class StepList:
     loads: list[LoadStep] = field(default_factory=list)
     stores: list[StoreStep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
 
     @property
     def spill_rows(self) -> int:

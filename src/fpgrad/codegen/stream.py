@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from fpgrad.codegen.divide import Pieces
-from fpgrad.codegen.external import Clock, Mode, Plan, Uses, plan, relocated, uses_of
+from fpgrad.codegen.external import Clock, Mode, Plan, plan, relocated, uses_of
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.errors import MemoryCapacityError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.formats.table import TABLED
@@ -20,14 +20,15 @@ NAMED: dict[str, Phase] = {phase: phase for phase in PHASES}
 def machine_name(config: MachineConfig) -> str:
     """A machine in a few words."""
     tile, number = config.matrix.tile, config.vector.number
+    cores = f"{config.cores} cores, " if config.cores > 1 else ""
     return (
-        f"{config.mac_lanes} MAC lanes: {tile.side}x{tile.side} tiles of {tile.mantissa_bits}-bit mantissas, "
+        f"{cores}{config.mac_lanes} MAC lanes: {tile.side}x{tile.side} tiles of {tile.mantissa_bits}-bit mantissas, "
         f"fp{number.width} ({number.exponent_bits}-bit exponent, {number.mantissa_bits}-bit mantissa)"
     )
 
 
 def layer_rows(program: Program, entry: str) -> list[LayerRow]:
-    """Busy cycles of matrix and vector unit by layer and phase, in program order."""
+    """Busy cycles of a core's matrix and vector unit by layer and phase, in program order."""
     side = program.config.side
     busy: dict[tuple[str, Phase], list[int]] = defaultdict(lambda: [0, 0])
     e = program.entries[entry]
@@ -50,28 +51,43 @@ def layer_rows(program: Program, entry: str) -> list[LayerRow]:
 
 
 def useful_macs(program: Program, entry: str) -> int:
-    """Multiply-accumulates of one step that the model asks for, padding left out."""
+    """Multiply-accumulates of one step of all cores that the model asks for, padding left out."""
     e = program.entries[entry]
     notes = program.notes[Unit.MATRIX][e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]]
-    return sum(note.useful_macs for note in notes)
+    return program.config.cores * sum(note.useful_macs for note in notes)
 
 
 def dram_bytes(program: Program, entry: str) -> int:
-    """Bytes that a step moves between external memory and the chip."""
-    e, side = program.entries[entry], program.config.side
+    """Bytes that a step of all cores moves between external memory and the chip."""
+    side = program.config.side
     rows = 0
     for unit in (Unit.LOAD, Unit.STORE):
-        for i in program.units[unit][e.start[unit] : e.stop[unit]]:
-            assert isinstance(i, Load | Store)
+        for i in transfers(program, entry, unit):
+            if i.kind is Transfer.SUM:
+                continue
             head = -(-i.rows // (4 * side)) if i.kind is Transfer.TILES else 0
             body = i.rows * side // 4 if i.kind is Transfer.TILES else i.rows
             rows += i.count * (head + body)
             rows += -(-i.count // side) if isinstance(i, Load) and i.gather else 0
-    return rows * side * 4
+    return program.config.cores * rows * side * 4
+
+
+def exchanged_rows(program: Program, entry: str) -> int:
+    """Rows that each core sends to the others in a step."""
+    sent = transfers(program, entry, Unit.STORE)
+    return sum(i.count * i.rows for i in sent if i.kind is Transfer.SUM)
+
+
+def transfers(program: Program, entry: str, unit: Unit) -> Iterator[Load | Store]:
+    """The instructions of LOAD or STORE in a step."""
+    e = program.entries[entry]
+    for i in program.units[unit][e.start[unit] : e.stop[unit]]:
+        assert isinstance(i, Load | Store)
+        yield i
 
 
 def memories(program: Program) -> list[MemoryUse]:
-    """The machine's memories, in bits. Memories with two read ports are two copies."""
+    """The memories of a core, in bits. Memories with two read ports are two copies."""
     config, m = program.config, program.config.memory
     row = config.side * config.vector.number.width
     tile = config.side**2 * config.matrix.tile.mantissa_bits + config.vector.number.exponent_bits
@@ -117,10 +133,11 @@ def dsp_blocks(config: MachineConfig) -> tuple[int, str]:
     side = config.side
     per_lane = 1 + config.vector.post_multiply
     tabled = any(f in TABLED for f in config.vector.functions)
-    lanes = side * (per_lane + tabled)
+    vector = config.cores * side
+    lanes = vector * (per_lane + tabled)
     note = (
         f"{config.mac_lanes} for the matrix unit (one 18x18 block a lane; two lanes share a block where the target "
-        f"packs them) and {lanes} for the {side} vector lanes"
+        f"packs them) and {lanes} for the {vector} vector lanes"
     )
     return config.mac_lanes + lanes, note
 
@@ -145,14 +162,24 @@ def summarise(
     uses = memories(program)
     compiled = int(program.meta["functions"][entry]["batch_size"])
     samples = compiled if samples is None else min(samples, compiled)
-    notes = [f"A batch of {samples} is computed as {compiled}: whole tiles of samples"]
+    cores = program.config.cores
+    notes: list[str] = []
     moved = dram_bytes(program, entry) / samples
-    spill = program.meta["functions"][entry]["spill"] * program.config.side * 4
+    spill = cores * program.meta["functions"][entry]["spill"] * program.config.side * 4
     external = f"External memory: {moved:,.0f} bytes a sample"
     if spill:
         external += (
             f"; {spill / 1024:,.1f} KiB of tiles wait there for their use in the backward pass"
         )
+    if cores > 1:
+        rows = exchanged_rows(program, entry)
+        notes.append(
+            f"Cores: each sends the others {rows:,} rows of {program.config.side} numbers a step; busy cycles and "
+            "memories are those of one core"
+        )
+    if samples < compiled:
+        whole = "whole tiles of samples" if cores == 1 else "equal parts for all cores"
+        notes.append(f"A batch of {samples} is computed as {compiled}: {whole}")
     blocks, note = dsp_blocks(program.config)
     return StepSummary(
         model=model,
@@ -165,10 +192,10 @@ def summarise(
         memories=tuple(uses),
         needs=Needs(
             mac_lanes=program.config.mac_lanes,
-            on_chip_bits=sum(u.capacity_bits for u in uses),
+            on_chip_bits=cores * sum(u.capacity_bits for u in uses),
             dsp_blocks=blocks,
             dsp_note=note,
         ),
         saturations=tuple((saturations or {}).items()),
-        notes=(external, *(notes if samples < compiled else ())),
+        notes=(external, *notes),
     )

@@ -57,7 +57,8 @@ def verify(
 ) -> Verification:
     """Train the same steps from the same states on two executors and compare every memory after each step.
 
-    Stops at the first step after which anything differs.
+    Of a machine of several cores, the states of all cores must be the same, too. Stops at the first step after which
+    anything differs.
     """
     sessions: list[Session] = []
     executors: list[Inspectable] = []
@@ -79,12 +80,26 @@ def verify(
         left, right = (e.dump() for e in executors)
         here, of = count_differences(left, right)
         wrong = [k for k in sums[0] if sums[0][k] != sums[1][k]]
-        words, differing, done = words + of + len(sums[0]), here + len(wrong), i + 1
+        apart = cores_apart(left, program)
+        words, differing = words + of + len(sums[0]), here + len(wrong) + len(apart)
+        done = i + 1
         if differing:
-            first = (
-                first_difference(left, right, program)
-                or f"{wrong[0]}: {sums[0][wrong[0]]!r}, {sums[1][wrong[0]]!r}"
+            first = first_difference(left, right, program) or (
+                f"{wrong[0]}: {sums[0][wrong[0]]!r}, {sums[1][wrong[0]]!r}" if wrong else apart[0]
             )
             first = f"first mismatch, after step {i}: {first}"
             break
     return Verification(words, differing, first, done, (backend, against))
+
+
+def cores_apart(dump: Mapping[str, NDArray[Any]], program: Program) -> list[str]:
+    """Sentences that name the states which are not the same on all cores, though all should have updated them alike."""
+    if program.config.cores == 1:
+        return []
+    found: list[str] = []
+    for name, info in program.meta["states"].items():
+        rows = dump["vector"][:, info["base"] : info["base"] + info["rows"]]
+        others = np.flatnonzero((rows != rows[:1]).any(axis=(1, 2)))
+        if info["parts"] == 1 and len(others):
+            found.append(f"{name} is not the same on core 0 and core {others[0]}")
+    return found

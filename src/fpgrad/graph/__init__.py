@@ -4,15 +4,16 @@
 """
 
 from fpgrad.graph import builder
-from fpgrad.graph.evaluate import evaluate, evaluate_node
+from fpgrad.graph.evaluate import evaluate, evaluate_cores, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
-from fpgrad.graph.ops import OPS
+from fpgrad.graph.ops import ALL_SUM, OPS
 from fpgrad.graph.record import OpRecord
 from fpgrad.graph.text import parse_function, print_function
 from fpgrad.graph.verify import STAGES, describe, verify
 from fpgrad.graph.window import Window, Windows
 
 __all__ = [
+    "ALL_SUM",
     "INPUT_KINDS",
     "OPS",
     "STAGES",
@@ -26,6 +27,7 @@ __all__ = [
     "builder",
     "describe",
     "evaluate",
+    "evaluate_cores",
     "evaluate_node",
     "parse_function",
     "print_function",

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from fpgrad.errors import GraphError
 from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Node, Shape
-from fpgrad.graph.ops import OPS
+from fpgrad.graph.ops import ALL_SUM, OPS
 from fpgrad.graph.window import Windows
 
 Operand = Node | float | int
@@ -144,6 +144,11 @@ def matmul(a: Operand, b: Operand, ta: bool = False, tb: bool = False, name: str
 def quantise(x: Operand, name: str = "") -> Node:
     """Rounds x to block floating point tiles."""
     return make("quantise", (x,), name)
+
+
+def all_sum(x: Operand, name: str = "") -> Node:
+    """The sum of x over all cores of the machine."""
+    return make(ALL_SUM, (x,), name)
 
 
 def add(a: Operand, b: Operand, name: str = "") -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from fpgrad.errors import GraphError
 from fpgrad.graph.node import Function, Node
-from fpgrad.graph.ops import OPS, Array
+from fpgrad.graph.ops import ALL_SUM, OPS, Array
 
 
 def evaluate(
@@ -22,13 +22,38 @@ def evaluate(
     Returns outputs by name, and every state by name with updates applied. GraphError names what is
     missing, unknown or of the wrong shape.
     """
-    values: dict[Node, Array] = {}
-    _bind("input", function, function.inputs, inputs, values)
-    _bind("state", function, function.states, states, values)
+    return evaluate_cores(function, [inputs], [states])[0]
+
+
+def evaluate_cores(
+    function: Function,
+    inputs: Sequence[Mapping[str, ArrayLike]],
+    states: Sequence[Mapping[str, ArrayLike]],
+) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+    """Runs one step on several cores, node by node; an all_sum adds up what the cores have.
+
+    inputs, states: those of each core. Returns of each core what `evaluate` returns.
+    """
+    cores: list[dict[Node, Array]] = []
+    for some_inputs, some_states in zip(inputs, states, strict=True):
+        values: dict[Node, Array] = {}
+        _bind("input", function, function.inputs, some_inputs, values)
+        _bind("state", function, function.states, some_states, values)
+        cores.append(values)
     for node in function.nodes():
-        if node in values:
+        if node in cores[0]:
             continue
-        values[node] = evaluate_node(node, [values[x] for x in node.inputs])
+        results = [evaluate_node(node, [values[x] for x in node.inputs]) for values in cores]
+        if node.op == ALL_SUM:
+            results = [np.sum(results, axis=0)] * len(cores)
+        for values, result in zip(cores, results, strict=True):
+            values[node] = result
+    return [_results(function, values) for values in cores]
+
+
+def _results(
+    function: Function, values: Mapping[Node, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
     new_states = {node.name: values[node] for node in function.states}
     new_states.update({target.name: values[value] for target, value in function.updates})
     return {name: values[node] for name, node in function.outputs}, new_states

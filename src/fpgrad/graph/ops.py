@@ -25,6 +25,9 @@ LOG2_AT_ZERO = -127.0
 
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
+ALL_SUM = "all_sum"
+"""The only op whose result depends on other cores than the one that computes it."""
+
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
     """NumPy's broadcasting rule for rank-2 shapes; GraphError when they do not fit."""
@@ -230,6 +233,8 @@ _RECORDS = (
     OpRecord("matmul", 2, _matmul_shape, _matmul, attrs=("ta", "tb"), machine=True, product=True),
     # To block floating point; in float64 evaluation the identity.
     OpRecord("quantise", 1, _same, lambda x, _: x[0], machine=True),
+    # The sum over the cores of a machine; `evaluate` has one core, `evaluate_cores` any number.
+    OpRecord(ALL_SUM, 1, _same, lambda x, _: x[0], machine=True),
     _binary("add", np.add, commutative=True),
     _binary("sub", np.subtract),
     _binary("mul", np.multiply, commutative=True),

@@ -79,6 +79,7 @@ class Session:
         self.meta = program.meta
         self.side = program.config.side
         self.number = program.config.vector.number
+        self.cores = program.config.cores
         self.counters: dict[str, int] = {
             "cycles": 0, "steps": 0, "saturated_vector": 0, "saturated_accumulator": 0, "saturated_host": 0,
         }  # fmt: skip
@@ -102,7 +103,7 @@ class Session:
 
     @property
     def batch_size(self) -> int:
-        """The compiled batch size N."""
+        """The compiled batch size N, of all cores together."""
         return next(iter(self.meta["functions"].values()))["batch_size"]
 
     def _space(self, name: str, rows: int) -> int:
@@ -136,17 +137,18 @@ class Session:
         for name, value in values.items():
             info = self._state(name)
             array = np.asarray(value, np.float32)
-            if array.size != info["shape"][0] * info["shape"][1]:
-                raise DataShapeError(
-                    f"{name} must have shape {tuple(info['shape'])}, not {array.shape}"
-                )
+            shape = info["parts"] * info["shape"][0], info["shape"][1]
+            if array.size != shape[0] * shape[1]:
+                raise DataShapeError(f"{name} must have shape {shape}, not {array.shape}")
             if not np.all(np.isfinite(array)):
                 raise DataError(f"{name} must be finite; it holds NaN or infinity")
             staged.append((info, array))
         self._fetch_image()
         for info, array in staged:
-            base = info["base"]
-            self._image[base : base + info["rows"]] = pack.state_rows(array, info, self.side)
+            parts = array.reshape(info["parts"], *info["shape"])
+            for core, base in enumerate(self._places(info)):
+                rows = pack.state_rows(parts[core % len(parts)], info, self.side)
+                self._image[base : base + info["rows"]] = rows
         self._send_image()
 
     def read_states(self, names: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -158,11 +160,21 @@ class Session:
         self._fetch_image()
         out: dict[str, NDArray[np.float32]] = {}
         for name, info in infos.items():
-            rows = self._image[info["base"] : info["base"] + info["rows"]]
-            out[name] = pack.tensor(
-                rows, tuple(info["shape"]), info["kind"], False, info["blocks"]
-            ).copy()
+            rows = [self._image[base : base + info["rows"]] for base in self._places(info)]
+            parts = pack.tensor(
+                np.stack(rows[: info["parts"]]),
+                tuple(info["shape"]),
+                info["kind"],
+                False,
+                info["blocks"],
+            )
+            out[name] = parts.reshape(-1, info["shape"][1]).copy()
         return out
+
+    def _places(self, info: Mapping[str, Any]) -> list[int]:
+        """Where a state is in the image: a metric once for each core, all else once."""
+        copies = self.cores if info["role"] == "metric" else 1
+        return [info["base"] + core * self.meta["metrics"][1] for core in range(copies)]
 
     def _state(self, name: str) -> Mapping[str, Any]:
         try:
@@ -173,6 +185,10 @@ class Session:
             ) from None
 
     def _send_image(self) -> None:
+        # What lives in external memory, every core has for itself.
+        first, size = self.meta["outside"]
+        copies = self._image[first:].reshape(-1, max(size, 1), self.side)
+        copies[1:] = copies[:1]
         self.executor.write(self._image_row, self._words(self._image))
         for i in range(self.meta["chunks"]):
             self.executor.run(f"load/{i}", 1, [self._image_row])
@@ -328,14 +344,16 @@ class Session:
         steps = len(order)
         places = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
-            places[info["name"]] = self._space(f"output {info['name']}", steps * info["rows"])
+            rows = steps * self.cores * info["rows"]
+            places[info["name"]] = self._space(f"output {info['name']}", rows)
         plan = self._prepare("predict", data, order, {}, None, places)
         self._run("predict", steps, plan.bases)
         real = np.asarray(order).reshape(-1) >= 0
         out: dict[str, NDArray[np.float32]] = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
-            rows = self._read(places[info["name"]], steps * info["rows"]).reshape(
-                steps, info["rows"], self.side
+            parts = steps * self.cores
+            rows = self._read(places[info["name"]], parts * info["rows"]).reshape(
+                parts, info["rows"], self.side
             )
             shape = (info["shape"][0], info["shape"][1])
             whole = pack.tensor(rows, shape, info["kind"], info["transposed"])
@@ -343,7 +361,7 @@ class Session:
         return out
 
     def _metrics(self, plan: Plan, first: int, steps: int, parts: int) -> list[Part]:
-        size = self.meta["metrics"][1]
+        size = self.cores * self.meta["metrics"][1]
         # A look at the sums ends each part and each window.
         place = self._space("metrics", size * (parts + parts * steps // WINDOW + 1)) if size else 0
         window, so_far = self._window, self._so_far
@@ -391,11 +409,12 @@ class Session:
     def _seen(self, place: int, looks: int) -> dict[str, list[float]]:
         """The sums at each look, by metric state."""
         first, size = self.meta["metrics"]
-        rows = self._read(place, looks * size).reshape(looks, size, self.side)
+        rows = self._read(place, looks * self.cores * size)
+        rows = rows.reshape(looks, self.cores, size, self.side)
         seen: dict[str, list[float]] = {}
         for name, info in self._metric_states.items():
             at = info["base"] - first
-            mine = rows[:, at : at + info["rows"]]
+            mine = rows[:, : info["parts"], at : at + info["rows"]]
             values = pack.tensor(mine, tuple(info["shape"]), info["kind"], False)
             seen[name] = values.reshape(looks, -1).astype(np.float64).sum(axis=1).tolist()
         return seen
@@ -424,9 +443,12 @@ class Session:
             raise DataShapeError(
                 f"order names sample {order.max()}, the data set has {data.samples}"
             )
-        index_rows = -(-n // t)
-        numbers = np.full((steps, index_rows * t), data.samples, np.uint32)
-        np.copyto(numbers[:, :n], order, where=order >= 0, casting="unsafe")
+        each = n // self.cores
+        order = order.reshape(steps, self.cores, each)
+        core_rows = -(-each // t)
+        index_rows = self.cores * core_rows
+        numbers = np.full((steps, self.cores, core_rows * t), data.samples, np.uint32)
+        np.copyto(numbers[:, :, :each], order, where=order >= 0, casting="unsafe")
         bases["order"] = self._space("order", steps * index_rows)
         self.executor.write(bases["order"], numbers.reshape(-1, t))
         if info["scalars"]:
@@ -442,13 +464,14 @@ class Session:
             self.executor.write(bases["scalars"], rows)
         bases["image"] = self._image_row
         if info["spill"]:
-            bases["spill"] = self._space("spill", info["spill"])
+            bases["spill"] = self._space("spill", self.cores * info["spill"])
         if info["seed"]:
             if seeds is None:
                 raise InvalidArgumentError("seeds must be given: the model draws random numbers")
-            bases["seed"] = self._space("seed", steps)
-            self.executor.write(bases["seed"], lane_seeds(np.asarray(seeds, np.uint64), t))
-        moves = {"order": index_rows, "scalars": 1, "seed": 1}
+            bases["seed"] = self._space("seed", steps * self.cores)
+            words = lane_seeds(np.asarray(seeds, np.uint64), self.cores * t)
+            self.executor.write(bases["seed"], words.reshape(-1, t))
+        moves = {"order": index_rows, "scalars": 1, "seed": self.cores}
         registers = self.program.entries[entry].bases
         self._plan = Plan(
             entry,
@@ -469,7 +492,7 @@ class Session:
 
 
 def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
-    """Words for the generators of each lane, (steps, lanes), from one seed a step."""
+    """Words for the generators of each lane of all cores, (steps, lanes), from one seed a step."""
     return (splitmix64(seeds, np.arange(1, lanes + 1)) >> np.uint64(32)).astype(np.uint32)
 
 

@@ -22,6 +22,9 @@ from fpgrad.formats import (
 )
 from fpgrad.formats.table import TABLED
 
+#: As many cores as a machine can have.
+MAX_CORES = 16
+
 
 @dataclass(frozen=True)
 class MatrixConfig:
@@ -117,6 +120,11 @@ class ControlConfig:
 class MachineConfig:
     """Everything that defines a machine. Equal configurations give equal hardware and equal bits.
 
+    Args:
+        matrix, vector, memory, control: of each core. All cores share one external memory.
+        cores: 1 to 16. All run the same program, each on memories of its own; they differ by what
+            :class:`~fpgrad.isa.instructions.DramAddress` makes of their number.
+
     Raises:
         ConfigError: parameters that no machine can have together.
     """
@@ -125,9 +133,12 @@ class MachineConfig:
     vector: VectorConfig = VectorConfig()
     memory: MemoryConfig = MemoryConfig()
     control: ControlConfig = field(default=ControlConfig())
+    cores: int = 1
 
     def __post_init__(self) -> None:
         t, m = self.side, self.memory
+        if not 1 <= self.cores <= MAX_CORES:
+            raise ConfigError(f"cores must be 1 to {MAX_CORES}, not {self.cores}")
         if self.vector.ways != 4:
             raise ConfigError(
                 f"vector.ways must be 4, the latency of the adder, not {self.vector.ways}"
@@ -185,8 +196,8 @@ class MachineConfig:
 
     @property
     def mac_lanes(self) -> int:
-        """Multipliers of the matrix unit."""
-        return self.side**2
+        """Multipliers of the matrix units of all cores."""
+        return self.cores * self.side**2
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -216,6 +227,7 @@ class MachineConfig:
                 VectorConfig(**vector),
                 MemoryConfig(**values["memory"]),
                 ControlConfig(**values["control"]),
+                values["cores"],
             )
         except (KeyError, TypeError, ValueError, FormatError) as error:
             raise ConfigError(f"not a machine configuration: {error}") from error

@@ -18,8 +18,9 @@ class RunResult:
 
     Args:
         cycles: clock cycles from start to the end of the last unit; 0 where the executor does not count.
-        saturated_vector: results of vector passes (after masking) in which any stage clamped a number.
-        saturated_accumulator: accumulator elements that were clamped on the way.
+        saturated_vector: results of vector passes (after masking), and sums over the cores, in which any stage
+            clamped a number; of all cores together.
+        saturated_accumulator: accumulator elements that were clamped on the way, of all cores.
     """
 
     cycles: int
@@ -61,6 +62,8 @@ class Inspectable(Executor, Protocol):
     def dump(self) -> dict[str, NDArray[Any]]:
         """Every memory by name: codes of "vector", "inbox", "outbox", "mask" (0 and 1), "mantissas", "exponents",
         "scalars", "random", and the words of "dram".
+
+        With several cores, all but "dram" have one axis more, the first: the core.
         """
         ...
 

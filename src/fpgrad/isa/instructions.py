@@ -241,11 +241,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class DramAddress:
-    """A DRAM row address: ``bases[register] + offset + step*step_stride``."""
+    """A DRAM row address: ``bases[register] + offset + step*step_stride + core*core_stride``."""
 
     register: int = bits(4)
     offset: int = bits(DRAM_BITS)
     step_stride: int = bits(DRAM_BITS)
+    core_stride: int = bits(DRAM_BITS)
 
 
 class Transfer(IntEnum):
@@ -256,12 +257,18 @@ class Transfer(IntEnum):
     TILES: between DRAM and tile memory. A group is a block: the exponents of its tiles, a byte each, lowest byte
         first, from the start of a DRAM row on; then each tile as T*T bytes (two's complement), row by row.
     MASKS: between DRAM and mask memory: a DRAM row is 32 mask rows, lowest bit first.
+    SUM: not with DRAM but with the other cores. STORE sends rows of the outbox to the exchange. When all cores have
+        sent their ``n``-th row, counted from the start of the run, the sum of the ``n``-th rows is there for all
+        cores' LOADs: ``((x0 + x1) + x2) + ...`` in the order of the cores, each addition rounded and clamped as in
+        a pass. LOAD takes the next ``count*rows`` sums, all of which go to the inbox. DRAM addresses and strides in
+        DRAM mean nothing. With one core the sum is the row itself.
     """
 
     ROWS = 0
     BYTES = 1
     TILES = 2
     MASKS = 3
+    SUM = 4
 
 
 @dataclass(frozen=True)
@@ -274,7 +281,7 @@ class Load:
     MASKS, mask row ``b`` of row ``r`` goes ``b`` further; of TILES, ``rows`` counts tiles.
     """
 
-    kind: Transfer = bits(2, enum=Transfer)
+    kind: Transfer = bits(3, enum=Transfer)
     count: int = bits(COUNT_BITS, default=1)
     rows: int = bits(COUNT_BITS, default=1)
     source: DramAddress = group(DramAddress)
@@ -296,7 +303,7 @@ class Store:
     base.
     """
 
-    kind: Transfer = bits(2, enum=Transfer)
+    kind: Transfer = bits(3, enum=Transfer)
     count: int = bits(COUNT_BITS, default=1)
     rows: int = bits(COUNT_BITS, default=1)
     source: int = bits(ROW_BITS)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fpgrad.errors import InvalidArgumentError, MissingExtraError
-from fpgrad.keras.fpga import FPGA, Backend
+from fpgrad.keras.fpga import FPGA, Backend, machine_of
 
 __all__ = ["Comparison", "digits", "digits_model", "train_digits"]
 
@@ -105,6 +105,7 @@ def train_digits(
     backend: Backend = "emulator",
     seed: int = 0,
     clock_hz: float = 100e6,
+    cores: int = 1,
     verbose: int | str = "auto",
 ) -> Comparison:
     """Trains the demonstration's model on an executor, then the same model in Keras, in fp32.
@@ -115,6 +116,7 @@ def train_digits(
         backend: the executor.
         seed: of the initial weights and the order of the samples.
         clock_hz: the clock for which the summary states times.
+        cores: of the machine.
         verbose: Keras's progress bar for the machine's training.
 
     Raises:
@@ -142,7 +144,7 @@ def train_digits(
         "steps_per_epoch": steps,
         "shuffle": False,
     }
-    fpga = FPGA(model, backend)
+    fpga = FPGA(model, backend, machine_of(cores))
     seconds = _timed(lambda: fpga.fit(x_train[order], y_train[order], verbose=verbose, **common))
     counted = fpga.counters
     keras_seconds = _timed(lambda: twin.fit(x_train[order], y_train[order], verbose=0, **common))

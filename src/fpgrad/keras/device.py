@@ -62,12 +62,13 @@ class Compiled:
     steps: Steps
     session: Any
     links: tuple[_Link, ...]
+    cores: int = 1
     synced: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
-        """Samples in a compiled batch."""
-        return self.lowered.batch_size
+        """Samples in a compiled batch, of all cores together."""
+        return self.cores * self.lowered.batch_size
 
     @cached_property
     def _inputs(self) -> frozenset[str]:
@@ -125,13 +126,14 @@ class Trial:
 class Device:
     """Compiles a Keras model on demand, runs steps, and moves variables.
 
-    ``side`` is that of the machine's tiles.
+    ``side`` is that of the machine's tiles, ``cores`` how many it has.
     """
 
-    def __init__(self, model: Any, open_session: OpenSession, side: int) -> None:
+    def __init__(self, model: Any, open_session: OpenSession, side: int, cores: int = 1) -> None:
         self.model = model
         self._open_session = open_session
         self._side = side
+        self._cores = cores
         self._descriptions: dict[bool, Lowered] = {}
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
@@ -159,10 +161,11 @@ class Device:
         batch_size = self._rows(batch_size, training)
         found = self._find(batch_size, training, exact)
         if found is None:
-            lowered = self._settled(lower(self.model, batch_size, training=training))
-            steps = build_steps(lowered)
+            lowered = self._lowered(batch_size, training)
+            steps = build_steps(lowered, self._cores)
             session = self._open_session(steps.functions)
-            found = Compiled(lowered, steps, session, _links(self.model, lowered, steps))
+            links = _links(self.model, lowered, steps)
+            found = Compiled(lowered, steps, session, links, self._cores)
             self._compiled[training, batch_size] = found
             self.seconds.clear()
         if self._ahead is not None and self._ahead is not found:
@@ -183,12 +186,17 @@ class Device:
     def _rows(self, batch_size: int, training: bool) -> int:
         """Samples in the compiled batch that holds ``batch_size``; what is too many is padding.
 
-        A tile of a feature map holds samples of one position, so that a batch fills whole tiles.
+        Each core has as many. A tile of a feature map holds samples of one position, so that a
+        core's part fills whole tiles.
         """
-        rows = max(batch_size, SMALLEST_BATCH)
+        rows = max(-(-batch_size // self._cores), SMALLEST_BATCH)
         if self.description(training=training).has_maps:
             rows = -(-rows // self._side) * self._side
-        return rows
+        return self._cores * rows
+
+    def _lowered(self, rows: int, training: bool) -> Lowered:
+        """The model for a core's part of a compiled batch."""
+        return self._settled(lower(self.model, rows // self._cores, training=training))
 
     def _settled(self, lowered: Lowered) -> Lowered:
         if lowered.training is None:
@@ -206,7 +214,7 @@ class Device:
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, without compiling them."""
         rows = self._rows(batch_size, training)
-        return build_steps(self._settled(lower(self.model, rows, training=training)))
+        return build_steps(self._lowered(rows, training), self._cores)
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:

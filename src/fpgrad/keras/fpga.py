@@ -24,7 +24,7 @@ from fpgrad.keras.data import Layout
 from fpgrad.keras.device import Device, OpenSession
 from fpgrad.keras.sources import Source, open_source
 
-__all__ = ["BACKENDS", "FPGA"]
+__all__ = ["BACKENDS", "FPGA", "machine_of"]
 
 Backend = Literal["emulator", "rtl", "reference"]
 
@@ -42,7 +42,8 @@ class FPGA:
     Args:
         model: a compiled Keras 3 model, Sequential or functional.
         backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
-        config: the machine's configuration, None for the default. See `fpgrad.isa`.
+        config: the machine's configuration, None for the default: a `MachineConfig` or a `Machine`.
+            Each batch is shared among its cores.
         open_session: replaces backend and config: a function from the graph functions by name
             ("train", "evaluate", "predict") to a session.
 
@@ -70,7 +71,9 @@ class FPGA:
         self.model = model
         self.backend = backend
         self.config = config
-        self._device = Device(model, open_session or self._open_session, _tile_side(config))
+        machine = _formats(config)
+        opener = open_session or self._open_session
+        self._device = Device(model, opener, machine.side, machine.cores)
 
     def _open_session(self, functions: Mapping[str, Function]) -> Any:
         from fpgrad.flow.build import build_session
@@ -356,12 +359,24 @@ class FPGA:
         return validate
 
 
-def _tile_side(config: Any) -> int:
-    """The side of the tiles of a MachineConfig, a Machine, or the default machine."""
+def machine_of(cores: int) -> Any:
+    """Returns the ``config`` of `FPGA` for the default formats and so many cores.
+
+    Raises:
+        ConfigError: if no machine has as many.
+    """
+    from fpgrad.codegen.compile import Machine
+    from fpgrad.isa.config import MachineConfig
+
+    return Machine(MachineConfig(cores=cores))
+
+
+def _formats(config: Any) -> Any:
+    """What a MachineConfig, a Machine or None, the default machine, says of formats and cores."""
     from fpgrad.codegen.compile import Machine
 
     machine = Machine() if config is None else config
-    return (machine.formats if isinstance(machine, Machine) else machine).side
+    return machine.formats if isinstance(machine, Machine) else machine
 
 
 def _samples(x: Any) -> int:

@@ -56,9 +56,12 @@ class Steps:
     seeded: bool
 
 
-def build_steps(lowered: Lowered) -> Steps:
-    """Returns "predict" and, if the model was lowered for training, "train" and "evaluate"."""
-    predict = lower(build_prediction(lowered.forward))
+def build_steps(lowered: Lowered, cores: int = 1) -> Steps:
+    """Returns "predict" and, if the model was lowered for training, "train" and "evaluate".
+
+    ``lowered`` is the model for the samples that one of the machine's cores has.
+    """
+    predict = lower(build_prediction(lowered.forward), cores=cores)
     training = lowered.training
     if training is None:
         return Steps({"predict": predict}, None, seeded=False)
@@ -75,7 +78,11 @@ def build_steps(lowered: Lowered) -> Steps:
     train = build_training(lowered.forward, loss, optimizer, in_training, regularisers)
     evaluate = build_evaluation(lowered.forward, loss, metrics, regularisers)
     seeded = any(node.attrs["kind"] == "seed" for node in train.inputs)
-    functions = {"train": lower(train), "evaluate": lower(evaluate), "predict": predict}
+    functions = {
+        "train": lower(train, cores=cores),
+        "evaluate": lower(evaluate, cores=cores),
+        "predict": predict,
+    }
     return Steps(functions, optimizer, seeded=seeded)
 
 

@@ -1,4 +1,5 @@
-"""The load and store units: what moves between external memory and the chip. Specification of their instructions."""
+"""The load and store units: what moves between external memory, or the other cores, and the chip. Specification of
+their instructions."""
 
 from __future__ import annotations
 
@@ -12,31 +13,46 @@ from fpgrad.isa.instructions import DramAddress, Load, Store, Transfer
 from fpgrad.reference.machine import Machine, check_range
 
 
-def dram_row(address: DramAddress, bases: Sequence[int], step: int) -> int:
-    """The row that a DRAM address means in step ``step`` of a run."""
-    return bases[address.register] + address.offset + step * address.step_stride
+def dram_row(machine: Machine, address: DramAddress, bases: Sequence[int], step: int) -> int:
+    """The row that a DRAM address means to a core in step ``step`` of a run."""
+    first = bases[address.register] + address.offset
+    return first + step * address.step_stride + machine.core * address.core_stride
 
 
 def load(machine: Machine, i: Load, bases: Sequence[int], step: int) -> None:
     """Groups one after the other, numbered or gathered."""
-    t = machine.config.side
+    t, external = machine.config.side, machine.external
+    if i.kind is Transfer.SUM:
+        for n in range(i.count):
+            memory, address = places(machine, i, i.target + n * i.group_stride)
+            memory[address] = machine.exchange.take(machine.core, i.rows)
+        return
     numbers = np.arange(i.count)
     if i.gather:
-        first = dram_row(i.index, bases, step)
-        numbers = machine.dram_rows(first, -(-i.count // t)).reshape(-1)[: i.count].astype(np.int64)
-    source = dram_row(i.source, bases, step)
+        first = dram_row(machine, i.index, bases, step)
+        numbers = external.rows(first, -(-i.count // t)).reshape(-1)[: i.count].astype(np.int64)
+    source = dram_row(machine, i.source, bases, step)
     for n, number in enumerate(numbers):
-        words = machine.dram_rows(source + int(number) * i.stride, dram_rows(i, t))
+        words = external.rows(source + int(number) * i.stride, dram_rows(i, t))
         put(machine, i, i.target + n * i.group_stride, words)
+
+
+def ready(machine: Machine, i: Load) -> bool:
+    """Whether the sums are there that a LOAD takes."""
+    return i.kind is not Transfer.SUM or machine.exchange.ready(machine.core, i.count * i.rows)
 
 
 def store(machine: Machine, i: Store, bases: Sequence[int], step: int) -> None:
     """Groups one after the other."""
     rows = dram_rows(i, machine.config.side)
-    target = dram_row(i.target, bases, step)
+    target = dram_row(machine, i.target, bases, step)
     for n in range(i.count):
-        words = take(machine, i, i.source + n * i.group_stride)
-        machine.dram_rows(target + n * i.stride, rows)[:] = words
+        place = i.source + n * i.group_stride
+        if i.kind is Transfer.SUM:
+            memory, address = places(machine, i, place)
+            machine.exchange.send(machine.core, memory[address])
+        else:
+            machine.external.rows(target + n * i.stride, rows)[:] = take(machine, i, place)
 
 
 def dram_rows(i: Load | Store, t: int) -> int:

@@ -11,16 +11,45 @@ from fpgrad.errors import ExecutionError
 from fpgrad.formats.smallfloat import Codes, Flags
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Space
+from fpgrad.reference.exchange import Exchange
 
 #: DRAM rows are kept in blocks of this many, made when they are first written.
 BLOCK = 1 << 12
 
 
+class External:
+    """External memory, which all cores share: rows of T 32-bit words, made when they are first touched."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.limit, self.side = config.memory.dram_rows, config.side
+        self.words = np.zeros((0, self.side), np.uint32)
+
+    def rows(self, row: int, rows: int) -> np.ndarray:
+        """A view of rows.
+
+        Raises:
+            ExecutionError: outside external memory.
+        """
+        if row < 0 or row + rows > self.limit:
+            raise ExecutionError(
+                f"DRAM rows {row} to {row + rows - 1} are outside the {self.limit} rows of the machine"
+            )
+        if row + rows > len(self.words):
+            depth = min(self.limit, -(-(row + rows) // BLOCK) * BLOCK)
+            grown = np.zeros((depth, self.side), np.uint32)
+            grown[: len(self.words)] = self.words
+            self.words = grown
+        return self.words[row : row + rows]
+
+
 @dataclass
 class Machine:
-    """On-chip memories hold codes (int64), external memory holds 32-bit words."""
+    """One core. On-chip memories hold codes (int64), external memory holds 32-bit words."""
 
     config: MachineConfig
+    external: External
+    exchange: Exchange
+    core: int = 0
     vector: Codes = field(init=False)
     inbox: Codes = field(init=False)
     outbox: Codes = field(init=False)
@@ -30,7 +59,6 @@ class Machine:
     scalars: Codes = field(init=False)
     random: Codes = field(init=False)
     accumulated: deque[tuple[Codes, Flags]] = field(init=False)
-    dram: np.ndarray = field(init=False)
     saturated_vector: int = 0
     saturated_accumulator: int = 0
 
@@ -46,7 +74,6 @@ class Machine:
         self.random = np.ones(t, np.int64)
         # Rows that the matrix unit finished and the vector unit has not taken: codes and saturation flags.
         self.accumulated = deque()
-        self.dram = np.zeros((0, t), np.uint32)
 
     def rows(self, space: Space) -> Codes:
         """The row memory of ``space``.
@@ -63,25 +90,6 @@ class Machine:
         if space is Space.MASK:
             return self.mask
         raise ExecutionError("an operand reads a memory stream whose space is NONE")
-
-    def dram_rows(self, row: int, rows: int) -> np.ndarray:
-        """A view of external memory, which grows as it is touched up to the configured depth.
-
-        Raises:
-            ExecutionError: outside external memory.
-        """
-        limit = self.config.memory.dram_rows
-        if row < 0 or row + rows > limit:
-            raise ExecutionError(
-                f"DRAM rows {row} to {row + rows - 1} are outside the {limit} rows of the machine"
-            )
-        if row + rows > len(self.dram):
-            grown = np.zeros(
-                (min(limit, -(-(row + rows) // BLOCK) * BLOCK), self.config.side), np.uint32
-            )
-            grown[: len(self.dram)] = self.dram
-            self.dram = grown
-        return self.dram[row : row + rows]
 
 
 def check_range(what: str, addresses: Codes, depth: int) -> None:

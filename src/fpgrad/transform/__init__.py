@@ -12,8 +12,9 @@ from fpgrad.transform.build import (
     build_prediction,
     build_training,
 )
+from fpgrad.transform.cores import SumOverCores, partial_sums
 from fpgrad.transform.optimizers import Optimizer, slot_state
-from fpgrad.transform.pipeline import FORWARD, LOWERING, lower, run_pass, run_pipeline
+from fpgrad.transform.pipeline import FORWARD, LOWERING, lower, lowering, run_pass, run_pipeline
 from fpgrad.transform.regularisers import L1L2
 from fpgrad.transform.rewrite import Pass
 
@@ -27,10 +28,13 @@ __all__ = [
     "MetricTerm",
     "Optimizer",
     "Pass",
+    "SumOverCores",
     "build_evaluation",
     "build_prediction",
     "build_training",
     "lower",
+    "lowering",
+    "partial_sums",
     "run_pass",
     "run_pipeline",
     "slot_state",

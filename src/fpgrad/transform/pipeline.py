@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fpgrad.errors import GraphError, GraphVerifyError
 from fpgrad.graph import Function, verify
+from fpgrad.transform.cores import SumOverCores
 from fpgrad.transform.decompose import Decompose
 from fpgrad.transform.pools import MaxPoolBeforeRelu
 from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
@@ -16,7 +17,15 @@ FORWARD: tuple[Pass, ...] = (MaxPoolBeforeRelu(),)
 """On the forward function, before its mode is resolved and it is differentiated."""
 
 LOWERING: tuple[Pass, ...] = (Decompose(), Simplify(), RowSumsOnArray(), QuantiseOperands())
-"""From stage `training` to stage `quantised`."""
+"""From stage `training` to stage `quantised`, for one core."""
+
+
+def lowering(cores: int) -> tuple[Pass, ...]:
+    """From stage `training` to stage `quantised`, for a machine of so many cores."""
+    if cores == 1:
+        return LOWERING
+    *before, last = LOWERING
+    return (*before, SumOverCores(), last)
 
 
 def run_pass(one: Pass, function: Function) -> Function:
@@ -50,6 +59,13 @@ def run_pipeline(
     return function
 
 
-def lower(function: Function, observe: Callable[[str, Function], None] | None = None) -> Function:
-    """A function of stage `training` to stage `quantised`, ready for code generation."""
-    return run_pipeline(LOWERING, function, observe)
+def lower(
+    function: Function,
+    observe: Callable[[str, Function], None] | None = None,
+    cores: int = 1,
+) -> Function:
+    """A function of stage `training` to stage `quantised`, ready for code generation.
+
+    cores: of the machine. With several, the function's batch is the part that one core has.
+    """
+    return run_pipeline(lowering(cores), function, observe)

@@ -1,0 +1,49 @@
+"""One program for several cores: where each finds its samples and seeds, and leaves what only it has.
+
+All else lies in one place for all cores: they load the same weights, and store the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fpgrad.codegen.steps import StepList
+from fpgrad.codegen.storage import ceil_div
+from fpgrad.errors import GraphError
+from fpgrad.graph import Function, Node, describe
+from fpgrad.transform import partial_sums
+
+
+def spread(steps: StepList, cores: int, side: int) -> None:
+    """Give each core rows of its own of what comes and goes with every step.
+
+    Of a step's order of samples, seeds and outputs, the rows of core c lie behind those of core c - 1.
+    """
+    for load in steps.loads:
+        if load.index is not None:
+            rows = load.index_stride or ceil_div(load.groups, side)
+            load.index_stride, load.index_core_stride = cores * rows, rows
+        elif load.base == "seed":
+            load.step_stride, load.core_stride = cores, 1
+    for store in steps.stores:
+        store.step_stride, store.core_stride = cores * store.step_stride, store.step_stride
+
+
+def check_divided(functions: Mapping[str, Function]) -> None:
+    """Raise unless the functions are those of one of several cores.
+
+    Raises:
+        GraphError: one of them has a sum over samples that is not summed over cores.
+    """
+    for name, function in functions.items():
+        missing = partial_sums(function)
+        if missing:
+            raise GraphError(
+                f"{name}: {describe(missing[0])} must be summed over the cores of the machine; lower the function with "
+                "their number"
+            )
+
+
+def per_sample(state: Node, samples: int) -> bool:
+    """Whether a state has a number (or a row) a sample: then each core has another part of it."""
+    return state.attrs["role"] == "metric" and state.shape[0] == samples
