@@ -13,7 +13,7 @@ from fpgrad.codegen.cores import check_divided, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums
-from fpgrad.codegen.geometry import banded
+from fpgrad.codegen.geometry import BAND, banded
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
@@ -39,8 +39,8 @@ MAP_QUEUE = 32
 #: How much of vector memory what persists may take where memory is limited; the rest lives outside.
 STATES = 0.4
 
-#: Cycles between writing a band that goes out and reading it when it is back.
-FAR = 6000
+#: Tiles' worth of cycles between writing a band that goes out and reading it when it is back.
+FAR = 3 * BAND
 
 #: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
 FEW = 250
@@ -205,7 +205,7 @@ def order_with(
     Args:
         selection: the steps in the order of selection.
     """
-    distance, queue = dict.fromkeys(far, FAR), config.matrix.queue_rows
+    distance, queue = dict.fromkeys(far, FAR * config.side), config.matrix.queue_rows
     order, _ = schedule(selection, config.side, queue, steady, steps.exchanges, distance)
     return [selection[i] for i in order]
 
@@ -418,9 +418,7 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
         )
 
 
-def symbols_of(
-    s: Stored | Quantised, pieces: Pieces | None, prefix: str
-) -> Iterator[Symbol]:
+def symbols_of(s: Stored | Quantised, pieces: Pieces | None, prefix: str) -> Iterator[Symbol]:
     """A tensor's entries in the symbol table, one for each piece."""
     kind = s.kind if isinstance(s, Stored) else "tiles"
     for first, buffer in pieces.each if pieces is not None else [(0, s.buffer)]:

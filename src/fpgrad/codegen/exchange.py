@@ -177,15 +177,3 @@ def in_order(steps: StepList, spans: dict[Buffer, Span]) -> list[Exchange]:
     LOAD and STORE have to do before the n-th of them begins with a pass before its last one.
     """
     return sorted(steps.exchanges, key=lambda e: spans[e.out][1])
-
-
-def announced(exchanges: list[Exchange], spans: dict[Buffer, Span]) -> list[Exchange]:
-    """The sums, of those in order, that LOAD has to tell VECTOR of: no later one is needed as soon.
-
-    Where VECTOR waits for a later sum, the earlier ones have come.
-    """
-    found: list[Exchange] = []
-    for e in reversed(exchanges):
-        if not found or spans[e.into][0] < spans[found[-1].into][0]:
-            found.append(e)
-    return found[::-1]

@@ -15,7 +15,7 @@ from functools import reduce
 from math import gcd, lcm
 from typing import Literal
 
-from fpgrad.codegen.geometry import band_of
+from fpgrad.codegen.geometry import BAND, band_of
 from fpgrad.codegen.steps import (
     MASK_ROWS,
     Access,
@@ -28,8 +28,8 @@ from fpgrad.codegen.steps import (
 )
 from fpgrad.errors import GraphError
 
-#: Cycles that a load is begun ahead of its first use, besides those that it takes.
-AHEAD = 2000
+#: Tiles' worth of cycles that a load is begun ahead of its first use, besides those that it takes.
+AHEAD = BAND
 
 #: Steps after which a copy that nothing has read is given up, and loaded again when it is needed.
 NEAR = 40
@@ -143,6 +143,11 @@ class Clock:
             products = 0 if step.matrix is None else step.matrix.products
             self.starts.append(self.starts[-1] + max(step.rows, products * side))
 
+    @property
+    def ahead(self) -> int:
+        """Cycles that a move is given besides those that it takes."""
+        return AHEAD * self.side
+
     def before(self, step: int, cycles: int) -> int:
         """The last step that begins so many cycles before another."""
         return max(0, bisect_left(self.starts, self.starts[step] - cycles) - 1)
@@ -207,7 +212,10 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     """
     written = groups(uses.written)
     reads = sorted(uses.read, key=lambda x: x[0])
-    unit = block(uses.buffer, reduce(gcd, (x for g in written for x in (g.low, g.high + 1)), uses.buffer.size))
+    unit = block(
+        uses.buffer,
+        reduce(gcd, (x for g in written for x in (g.low, g.high + 1)), uses.buffer.size),
+    )
     if unit is None:
         return None
     planner = _Planner(uses.buffer, written, clock, row, unit)
@@ -299,7 +307,7 @@ class _Planner:
                 raise GraphError(f"{self.buffer.name} is read after its new value was written")
             self.read(reads[n:])
         for group in self.written:
-            until = self.clock.after(group.last, self.cycles(group.size) + AHEAD)
+            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.ahead)
             until = until if until > group.last else len(self.clock.starts) - 1
             self.plan.moves.append(self.move("store", group, group.last, until))
         return self.plan
@@ -311,7 +319,7 @@ class _Planner:
     def store_all(self) -> bool:
         """Stores of all pieces; whether the step is long enough for them."""
         for group in self.written:
-            until = self.clock.after(group.last, self.cycles(group.size) + AHEAD)
+            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.ahead)
             if until <= group.last:
                 return False
             self.stores.append(self.move("store", group, group.last, until))
@@ -322,12 +330,10 @@ class _Planner:
         i, r = later[0]
         copy = next((c for c in self.copies if c.covers(r) and i - c.last <= NEAR), None)
         if copy is None:
-            low, high = wanted(later, self.unit)
-            # A state is stored after it was read: it has no stores yet.
-            pairs = zip(self.written, self.stores, strict=False)
-            sources = [m for g, m in pairs if g.meets(low, high)]
+            low, high = self.wanted(later)
+            sources = self.sources(low, high)
             ready = max((m.at for m in sources), default=0) + 1
-            at = max(ready, self.clock.before(i, self.cycles(high + 1 - low) + AHEAD), 1)
+            at = max(ready, self.clock.before(i, self.cycles(high + 1 - low) + self.clock.ahead), 1)
             at = min(at, i)
             place = PLACES[self.buffer.place][1]
             copy = Copy(low, high, at, i, piece(self.buffer, low, high, place))
@@ -337,6 +343,25 @@ class _Planner:
             self.plan.moves.append(load)
         copy.last = i
         self.plan.reads[i] = copy
+
+    def wanted(self, reads: Sequence[tuple[int, Region]]) -> tuple[int, int]:
+        """What to load for a step: what it reads, and what the next steps read with it and is there, in whole blocks."""
+        now, first = reads[0]
+        low, high = first.low, first.high
+        most = 2 * (high - low + 1)
+        for i, r in reads[1:]:
+            if i - now > NEAR:
+                break
+            both = min(low, r.low), max(high, r.high)
+            there = all(m.at < now for m in self.sources(*both))
+            if there and r.low <= high and low <= r.high and both[1] - both[0] < most:
+                low, high = both
+        return low - low % self.unit, high - high % self.unit + self.unit - 1
+
+    def sources(self, low: int, high: int) -> list[Move]:
+        """The stores of some rows or tiles. A state is stored after it was read: it has none yet."""
+        pairs = zip(self.written, self.stores, strict=False)
+        return [m for g, m in pairs if g.meets(low, high)]
 
     def cycles(self, size: int) -> int:
         """Cycles to move so many rows or tiles."""
@@ -352,20 +377,6 @@ class _Planner:
         return Move(copy.buffer, kind, where, at, until, 1, copy.size, rows, area=self.area)
 
 
-def wanted(reads: Sequence[tuple[int, Region]], unit: int) -> tuple[int, int]:
-    """What to load for a step: what it reads, and what the next steps read with it, in whole blocks."""
-    now, first = reads[0]
-    low, high = first.low, first.high
-    most = 2 * (high - low + 1)
-    for i, r in reads[1:]:
-        if i - now > NEAR:
-            break
-        both = min(low, r.low), max(high, r.high)
-        if r.low <= high and low <= r.high and both[1] - both[0] < most:
-            low, high = both
-    return low - low % unit, high - high % unit + unit - 1
-
-
 def block_rows(place: Place, size: int, side: int) -> int:
     """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
     if place == "tile":
@@ -373,24 +384,23 @@ def block_rows(place: Place, size: int, side: int) -> int:
     return size // MASK_ROWS if place == "mask" else size
 
 
-def relocated(step: VectorStep, buffer: Buffer, written: Copy | None, read: Copy | None) -> VectorStep:
+def relocated(
+    step: VectorStep, buffer: Buffer, written: Copy | None, read: Copy | None
+) -> VectorStep:
     """A step that finds a tensor in copies of parts of it."""
 
-    def at(a: Access | None, copy: Copy | None) -> Access | None:
-        if a is None or copy is None or a.buffer is not buffer:
+    def at(a: Access, copy: Copy | None) -> Access:
+        if copy is None or a.buffer is not buffer:
             return a
         return replace(a, buffer=copy.buffer, offset=a.offset - copy.low)
 
     def walk(w: TileWalk) -> TileWalk:
-        base = at(w.base, read)
-        assert base is not None
-        return replace(w, base=base)
+        return replace(w, base=at(w.base, read))
 
     m = step.matrix
     if m is not None and read is not None:
         m = replace(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
     a, b, c, d = (at(v, read) if isinstance(v, Access) else v for v in step.operands)
-    assert a is not None and b is not None and c is not None and d is not None
-    return replace(
-        step, a=a, b=b, c=c, d=d, matrix=m, target=at(step.target, written), tile=at(step.tile, written)
-    )
+    target = None if step.target is None else at(step.target, written)
+    tile = None if step.tile is None else at(step.tile, written)
+    return replace(step, a=a, b=b, c=c, d=d, matrix=m, target=target, tile=tile)

@@ -107,7 +107,9 @@ def reduce(
     move = source.walk(0, w.tap_move) if w.taps > 1 else source.walk(region.h.tap_move, 0)
     view = region.read(whole)
     count = columns * across * rows
-    pieces = ceil_div(region.taps, max(MANY, band_of(region.taps * columns * across) // columns // across))
+    pieces = ceil_div(
+        region.taps, max(MANY, band_of(region.taps * columns * across) // columns // across)
+    )
     partial = Buffer(f"{node.name} partial", "vector", count * pieces * WAYS)
     half = Buffer(f"{node.name} halves", "vector", count * 2)
     steps: list[VectorStep] = []

@@ -153,7 +153,8 @@ def along_samples(selector: Selector, node: Node, m: Match, x: Node) -> None:
     run = joined(grid.m, t) if grid.j == 1 and follows(a) and (m.b is None or follows(b)) else 1
     groups = grid.m // run
     if run == 1 and grid.j > 1 and groups >= 2 * WAYS:
-        return down(selector, node, m, (a, b), grid, lanes)
+        down(selector, node, m, (a, b), grid, lanes)
+        return
     partial = Buffer(f"{node.name} partial", "vector", grid.j * groups * WAYS)
     at_once = max(1, LONGEST // (grid.j * run * t))
     for first in range(0, groups, at_once):
