@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.emulator.equality import Equality
 from tests.programs.cases import cases, once, products
-from tests.programs.machines import MACHINES
+from tests.programs.machines import MACHINES, with_cores
 from tests.programs.order import single
 
 from fpgrad.formats import Function
@@ -40,8 +40,8 @@ KINDS_OF = {
 
 
 @functools.cache
-def equality(name: str) -> Equality:
-    return Equality(MACHINES[name])
+def equality(name: str, cores: int = 1) -> Equality:
+    return Equality(with_cores(MACHINES[name], cores))
 
 
 @pytest.mark.parametrize("kinds", KINDS_OF)
@@ -50,6 +50,22 @@ def equality(name: str) -> Equality:
 @given(data=st.data())
 def test_random_programs(name: str, kinds: str, data: st.DataObject):
     equality(name).check(data.draw(cases(MACHINES[name], **KINDS_OF[kinds])))
+
+
+@pytest.mark.parametrize("name", ["T4", "T16", "E5", "fp32"])
+@SETTINGS
+@given(data=st.data(), cores=st.integers(2, 4))
+def test_random_programs_on_several_cores(name: str, data: st.DataObject, cores: int):
+    equality(name, cores).check(data.draw(cases(with_cores(MACHINES[name], cores))))
+
+
+@pytest.mark.parametrize("name", ["T4", "T8", "T16", "bf16"])
+@SETTINGS
+@given(data=st.data(), cores=st.sampled_from([2, 1, 3, 16]))
+def test_sums_over_the_cores(name: str, data: st.DataObject, cores: int):
+    """Little else, so that their numbers are odd, or so large that sums are clamped."""
+    config = with_cores(MACHINES[name], cores)
+    equality(name, cores).check(data.draw(cases(config, 3, ("sum", "sum", "pass"), entries=1)))
 
 
 @pytest.mark.parametrize("name", ["T4", "T16", "E5"])

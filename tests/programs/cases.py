@@ -34,6 +34,9 @@ KINDS = (
     "seed",
 )
 
+#: The same where there are several cores.
+KINDS_OF_CORES = (*KINDS, "sum", "sum")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -66,6 +69,8 @@ def _plain(d: Draw, kind: str) -> list[Instruction]:
         return [instructions.load(d)]
     if kind == "store":
         return [instructions.store(d)]
+    if kind == "sum":
+        return list(instructions.sums(d))
     return [instructions.vector(d, kind)]
 
 
@@ -110,7 +115,7 @@ def cases(
     draw: Callable[[Any], Any],
     config: MachineConfig,
     length: int = 8,
-    kinds: tuple[str, ...] = KINDS,
+    kinds: tuple[str, ...] | None = None,
     entries: int = 2,
     odd: bool | None = None,
 ) -> Case:
@@ -118,10 +123,12 @@ def cases(
 
     Args:
         length: most draws for an entry; some make several instructions.
+        kinds: what to draw; None: everything that the machine can do.
         odd: whether numbers may have codes that no instruction makes; None: drawn.
     """
     odd = draw(st.booleans()) if odd is None else odd
     d = Draw(draw, config, odd)
+    kinds = kinds or (KINDS_OF_CORES if config.cores > 1 else KINDS)
     able = [k for k in kinds if k != "seed" or config.vector.random]
     parts = draw(st.lists(_part(d, length, able), min_size=1, max_size=entries))
     program = assembled(config, {f"part {n}": part for n, (part, _) in enumerate(parts)})

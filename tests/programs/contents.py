@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from tests.programs.machines import DRAM_ROWS, NUMBERS, Area, areas
+from tests.programs.machines import NUMBERS, Area, areas, dram_rows
 
 from fpgrad.formats import FloatFormat
 from fpgrad.isa.config import MachineConfig
@@ -75,10 +75,15 @@ def _blocks(rng: np.random.Generator, config: MachineConfig, area: Area) -> np.n
 def dram(config: MachineConfig, rng: np.random.Generator, odd: bool) -> np.ndarray:
     """External memory with every area filled."""
     fmt, t = config.vector.number, config.side
-    words = np.zeros((DRAM_ROWS, t), np.uint32)
-    for name, area in areas(config).items():
+    words = np.zeros((dram_rows(config), t), np.uint32)
+    each = [
+        (name, area, core * area.pitch)
+        for name, area in areas(config).items()
+        for core in range(config.cores if area.pitch else 1)
+    ]
+    for name, area, further in each:
         shape = area.rows, t
-        if name == "numbers":
+        if name in ("numbers", "common"):
             values = codes(rng, fmt, shape, odd) << (32 - fmt.width)
             if odd:
                 values |= rng.integers(0, 1 << (32 - fmt.width), shape)
@@ -88,7 +93,8 @@ def dram(config: MachineConfig, rng: np.random.Generator, odd: bool) -> np.ndarr
             values = rng.integers(0, NUMBERS, shape)
         else:
             values = _blocks(rng, config, area)
-        words[area.base : area.base + area.rows] = values.astype(np.uint32)
+        first = area.base + further
+        words[first : first + area.rows] = values.astype(np.uint32)
     return words
 
 
@@ -99,6 +105,15 @@ def contents(config: MachineConfig, seed: int, odd: bool = True) -> dict[str, np
         odd: numbers may have codes that no instruction makes.
     """
     rng = np.random.default_rng(seed)
+    cores = [core(config, rng, odd) for _ in range(config.cores)]
+    chip = {name: np.stack([c[name] for c in cores]) for name in cores[0]}
+    if config.cores == 1:
+        chip = cores[0]
+    return {**chip, "dram": dram(config, rng, odd)}
+
+
+def core(config: MachineConfig, rng: np.random.Generator, odd: bool) -> dict[str, np.ndarray]:
+    """Random contents of a core's memories."""
     fmt, m, t = config.vector.number, config.memory, config.side
     mantissas, exponents = tiles(rng, config, m.tiles)
     return {
@@ -110,5 +125,4 @@ def contents(config: MachineConfig, seed: int, odd: bool = True) -> dict[str, np
         "exponents": exponents,
         "scalars": codes(rng, fmt, (t,), odd),
         "random": rng.integers(1, 1 << 32, t) if config.vector.random else np.ones(t, np.int64),
-        "dram": dram(config, rng, odd),
     }

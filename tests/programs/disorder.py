@@ -1,6 +1,6 @@
 """The reference in other orders than its own: what overlapping units may do to a program, at its worst.
 
-Units take turns at random, results of passes reach the memories as late as they may, and every two instructions that
+Units of all cores take turns at random, results of passes reach the memories as late as they may, and every two instructions that
 touch the same place are checked to be ordered by tokens or by a fence.
 """
 
@@ -18,6 +18,7 @@ from fpgrad.isa.executor import RunResult
 from fpgrad.isa.instructions import Instruction, Load, Matrix, Store, Unit, Vector
 from fpgrad.reference import ReferenceExecutor, dma, matrix, vector
 from fpgrad.reference.executor import counts
+from fpgrad.reference.machine import Machine
 
 
 class RaceError(AssertionError):
@@ -38,8 +39,9 @@ class _Done:
 
 @dataclass
 class _State:
-    """How far each unit is, and what it knows of the others (by vector clocks)."""
+    """How far each unit of a core is, and what it knows of the others (by vector clocks)."""
 
+    machine: Machine
     at: list[int]
     step: list[int] = field(default_factory=lambda: [0] * 4)
     #: ``clock[u][v]``: so many of v's instructions are finished when u's next one starts.
@@ -66,36 +68,40 @@ class DisorderlyReference(ReferenceExecutor):
         assert self._program is not None
         e = self._program.entries[entry]
         rng = np.random.default_rng(self.seed)
-        state = _State(list(e.start))
-        state.channels = [[deque([[0] * 4] * n) for n in row] for row in e.tokens]
-        before = self.machine.saturated_vector, self.machine.saturated_accumulator
+        states = [_State(machine, list(e.start)) for machine in self.machines]
+        for state in states:
+            state.channels = [[deque([[0] * 4] * n) for n in row] for row in e.tokens]
+        before = self._saturated()
         while True:
             ready = [
-                u
+                (state, u)
+                for state in states
                 for u in Unit
                 if e.start[u] < e.stop[u] and state.step[u] < steps and self._ready(state, u)
             ]
             if not ready:
                 break
-            unit = Unit(rng.choice(ready))
+            state, unit = ready[rng.integers(len(ready))]
             self._execute(state, unit, bases)
             state.at[unit] += 1
             if state.at[unit] == e.stop[unit]:
                 state.at[unit], state.step[unit] = e.start[unit], state.step[unit] + 1
-        self._write(state)
-        for u in Unit:
-            assert e.start[u] == e.stop[u] or state.step[u] == steps, f"{u.name} waits"
-        assert not self.machine.accumulated
-        machine = self.machine
-        return RunResult(
-            0, machine.saturated_vector - before[0], machine.saturated_accumulator - before[1]
-        )
+        for state in states:
+            self._write(state)
+            for u in Unit:
+                assert e.start[u] == e.stop[u] or state.step[u] == steps, f"{u.name} waits"
+            assert not state.machine.accumulated
+        assert not self.exchange.left()
+        after = self._saturated()
+        return RunResult(0, after[0] - before[0], after[1] - before[1])
 
     def _ready(self, state: _State, unit: Unit) -> bool:
         i = self._program.units[unit][state.at[unit]]
         if any(len(state.channels[s][unit]) < n for s, n in enumerate(counts(i.wait))):
             return False
-        return not isinstance(i, Vector) or len(self.machine.accumulated) >= vector.acc_rows(i)
+        if isinstance(i, Load):
+            return dma.ready(state.machine, i)
+        return not isinstance(i, Vector) or len(state.machine.accumulated) >= vector.acc_rows(i)
 
     def _execute(self, state: _State, unit: Unit, bases: Any) -> None:
         i = self._program.units[unit][state.at[unit]]
@@ -115,11 +121,11 @@ class DisorderlyReference(ReferenceExecutor):
             case Vector():
                 self._pass(state, i, touches)
             case Matrix():
-                matrix.execute(self.machine, i)
+                matrix.execute(state.machine, i)
             case Load():
-                dma.load(self.machine, i, bases, step)
+                dma.load(state.machine, i, bases, step)
             case Store():
-                dma.store(self.machine, i, bases, step)
+                dma.store(state.machine, i, bases, step)
         state.done.append(_Done(unit, state.number[unit], i, touches, state.rows))
         state.number[unit] += 1
         finished = [*clock]
@@ -146,17 +152,17 @@ class DisorderlyReference(ReferenceExecutor):
     def _pass(self, state: _State, i: Vector, touches: Footprint) -> None:
         """Execute a pass, but keep what it writes for later."""
         self._write(state, DISTANCE)
-        rows = [(memory, at) for memory, at in self._places(touches.writes) if len(at)]
+        rows = [(memory, at) for memory, at in self._places(state, touches.writes) if len(at)]
         old = [memory[at].copy() for memory, at in rows]
-        vector.execute(self.machine, i)
+        vector.execute(state.machine, i)
         state.rows += issued(i)
         for (memory, at), values in zip(rows, old, strict=True):
             state.late.append((state.rows, memory, at, memory[at].copy()))
             memory[at] = values
 
-    def _places(self, places: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        at = members(self.machine.config, places)
-        machine = self.machine
+    def _places(self, state: _State, places: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        machine = state.machine
+        at = members(machine.config, places)
         return [
             (machine.vector, at["vector"]),
             (machine.outbox, at["outbox"]),

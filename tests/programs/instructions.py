@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.programs.draw import Draw
-from tests.programs.machines import NUMBERS, STEPS, areas, block_rows
+from tests.programs.machines import NUMBERS, STEPS, Area, areas, block_rows
 from tests.programs.places import footprint, overtakes
 
 from fpgrad.isa.instructions import (
@@ -154,8 +154,8 @@ def load(d: Draw) -> Load:
     gather = d.one(0, 1)
     count = d.one(d.int(1, 4), d.int(1, 2 * d.t + 1))
     names = {
-        Transfer.ROWS: ("numbers", "numbers", "words") if d.odd else ("numbers",),
-        Transfer.BYTES: ("words", "numbers"),
+        Transfer.ROWS: ("numbers", "numbers", "common", *(("words",) if d.odd else ())),
+        Transfer.BYTES: ("words", "numbers", "common"),
         Transfer.MASKS: ("words", "numbers"),
         Transfer.TILES: ("blocks", "long"),
     }
@@ -168,7 +168,10 @@ def load(d: Draw) -> Load:
     room = index.rows - -(-count // d.t) - (STEPS - 1) * step
     if room < 0:
         step, room = 0, index.rows - -(-count // d.t)
-    at = DramAddress(index.register, d.int(0, room), step) if gather else DramAddress()
+    at = DramAddress()
+    if gather:
+        core, room = cores(d, index, room)
+        at = DramAddress(index.register, d.int(0, room), step, core)
     return Load(kind, count, rows, source, stride, gather, at, target, *strides)
 
 
@@ -207,8 +210,33 @@ def dram(d: Draw, kind: Transfer, name: str, rows: int, numbers: int) -> tuple[D
     room -= (STEPS - 1) * step
     stride = d.int(0, min(3, room // max(1, numbers - 1)))
     room -= stride * (numbers - 1)
-    address = DramAddress(area.register, d.int(0, room) * span, step * span)
+    core, room = cores(d, area, room)
+    address = DramAddress(area.register, d.int(0, room) * span, step * span, core)
     return address, stride * span
+
+
+def cores(d: Draw, area: Area, room: int) -> tuple[int, int]:
+    """How far the cores' places in an area are apart, and the room that is left of so many rows."""
+    if area.pitch:
+        return area.pitch, room
+    others = d.config.cores - 1
+    if not others:
+        return d.one(0, 0, 5), room
+    stride = d.int(0, min(2, room // others))
+    return stride, room - stride * others
+
+
+def sums(d: Draw) -> list[Store | Load]:
+    """Rows to the other cores, and the sums back: in this order, so that few rows ever wait between the two."""
+    total = d.int(1, 2 * d.t)
+    shapes = [(n, total // n) for n in range(1, total + 1) if total % n == 0]
+    (count, rows), (back, back_rows) = d.one(*shapes), d.one(*shapes)
+    source, strides = chip(d, Transfer.SUM, "outbox", count, rows)
+    target, (group, row) = chip(d, Transfer.SUM, "inbox", back, back_rows)
+    return [
+        Store(Transfer.SUM, count, rows, source, *strides),
+        Load(Transfer.SUM, back, back_rows, target=target, group_stride=group, row_stride=row),
+    ]
 
 
 def chip(d: Draw, kind: Transfer, rows: str, count: int, inner: int) -> tuple[int, tuple[int, ...]]:

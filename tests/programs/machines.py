@@ -13,7 +13,7 @@ STEPS = 3
 #: Index words of gathers are below this.
 NUMBERS = 8
 
-#: The fewest DRAM rows of a machine for random programs.
+#: The fewest DRAM rows of a machine for random programs, for each of its cores.
 DRAM_ROWS = 512
 
 
@@ -69,6 +69,7 @@ class Area:
         rows: its rows.
         span: what is read or written starts at a multiple of this many rows.
         tiles: most tiles of a block, 0 if it holds none.
+        pitch: rows from a core's area of its own to the next core's; 0: all read the same, and nobody writes it.
     """
 
     register: int
@@ -76,6 +77,7 @@ class Area:
     rows: int
     span: int = 1
     tiles: int = 0
+    pitch: int = 0
 
     @property
     def blocks(self) -> int:
@@ -89,10 +91,11 @@ def block_rows(side: int, tiles: int) -> int:
 
 
 def areas(config: MachineConfig) -> dict[str, Area]:
-    """The areas by name.
+    """The areas by name, those of the first core.
 
     numbers: codes of the machine's float format; words: any bits; index: numbers of groups; blocks: blocks of a few
-    tiles; long: blocks whose exponents need a second row, if small tiles are that many.
+    tiles; long: blocks whose exponents need a second row, if small tiles are that many;
+    common: numbers that nobody writes, if there are several cores.
     """
     t = config.side
     sizes = {"numbers": (96, 1, 0), "words": (48, 1, 0), "index": (8, 1, 0)}
@@ -102,13 +105,28 @@ def areas(config: MachineConfig) -> dict[str, Area]:
         long = block_rows(t, many)
         if many <= config.memory.tiles and long <= 24:
             sizes["long"] = (4 * long, long, many)
+    if config.cores > 1:
+        sizes["common"] = (24, 1, 0)
+    registers = {"numbers": 2, "words": 0, "index": 15, "blocks": 7, "long": 4, "common": 9}
     out: dict[str, Area] = {}
     base = 1
-    for register, (name, (rows, span, tiles)) in zip((2, 0, 15, 7, 4), sizes.items(), strict=False):
-        out[name] = Area(register, base, rows, span, tiles)
-        base += rows + 1
-    assert base <= min(DRAM_ROWS, config.memory.dram_rows)
+    for name, (rows, span, tiles) in sizes.items():
+        shared = name in ("index", "common")
+        pitch = 0 if shared or config.cores == 1 else rows + 1
+        out[name] = Area(registers[name], base, rows, span, tiles, pitch)
+        base += max(rows + 1, config.cores * pitch)
+    assert base <= min(dram_rows(config), config.memory.dram_rows)
     return out
+
+
+def dram_rows(config: MachineConfig) -> int:
+    """Rows of external memory that random programs touch."""
+    return DRAM_ROWS * config.cores
+
+
+def with_cores(config: MachineConfig, cores: int) -> MachineConfig:
+    """The machine with so many cores."""
+    return replace(resized(config, dram_rows=DRAM_ROWS * cores), cores=cores)
 
 
 def bases(config: MachineConfig) -> list[int]:

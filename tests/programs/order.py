@@ -20,6 +20,7 @@ from fpgrad.isa.instructions import (
     Source,
     Store,
     Tokens,
+    Transfer,
     Unit,
     Vector,
     VectorOp,
@@ -81,11 +82,20 @@ def ordered(
     items = [Item(i, footprint(config, i)) for i in chain]
     _fences(items)
     more = [extra() if fits else None for fits in _fitting(items, config.side)]
+    # Few rows may wait for a load of sums: it must not wait for the end of the store that sends them.
+    more = [
+        None if unit is Unit.STORE and _is_sum(item) else unit
+        for item, unit in zip(items, more, strict=True)
+    ]
     initial = [[0] * 4 for _ in range(4)]
     for source in Unit:
         for destination in Unit:
             initial[source][destination] = _channel(items, source, destination, amount, more)
     return items, initial
+
+
+def _is_sum(item: Item) -> bool:
+    return isinstance(item.instruction, Load) and item.instruction.kind is Transfer.SUM
 
 
 def _fences(items: list[Item]) -> None:

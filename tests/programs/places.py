@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from tests.programs.machines import DRAM_ROWS, NUMBERS, STEPS, bases, block_rows
+from tests.programs.machines import NUMBERS, STEPS, bases, block_rows, dram_rows
 
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import (
@@ -46,7 +46,7 @@ def depths(config: MachineConfig) -> dict[str, int]:
         "outbox": m.outbox_rows,
         "mask": m.mask_rows,
         "tile": m.tiles,
-        "dram": DRAM_ROWS,
+        "dram": dram_rows(config),
     }
 
 
@@ -131,7 +131,10 @@ def tile_walk(v: Vector, side: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1 << 12)
 def footprint(config: MachineConfig, instruction: Instruction) -> Footprint:
-    """Everything that an instruction reads or writes, in whichever of ``STEPS`` steps."""
+    """Everything that an instruction reads or writes, in whichever of ``STEPS`` steps.
+
+    Of several cores, any core's memories on the chip, and what all of them touch in external memory.
+    """
     match instruction:
         case Vector():
             return _vector(config, instruction)
@@ -179,6 +182,8 @@ def _chip(config: MachineConfig, i: Load | Store, rows: str, base: int) -> int:
 
 
 def _dram(config: MachineConfig, i: Load | Store, address: DramAddress, gather: int) -> int:
+    if i.kind is Transfer.SUM:
+        return 0
     group = block_rows(config.side, i.rows) if i.kind is Transfer.TILES else i.rows
     numbers = np.arange(NUMBERS if gather else i.count)
     return _rows(config, address, numbers[:, None] * i.stride + np.arange(group))
@@ -187,4 +192,5 @@ def _dram(config: MachineConfig, i: Load | Store, address: DramAddress, gather: 
 def _rows(config: MachineConfig, address: DramAddress, rows: np.ndarray) -> int:
     first = bases(config)[address.register] + address.offset
     steps = first + np.arange(STEPS) * address.step_stride
-    return bits(config, "dram", rows.reshape(-1, 1) + steps)
+    cores = np.arange(config.cores)[:, None] * address.core_stride
+    return bits(config, "dram", rows.reshape(-1, 1, 1) + steps + cores)

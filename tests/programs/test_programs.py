@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.programs.cases import KINDS, Case, cases, run
+from tests.programs.cases import KINDS, KINDS_OF_CORES, Case, cases, run
 from tests.programs.disorder import DisorderlyReference, RaceError
-from tests.programs.machines import MACHINES, bases
+from tests.programs.machines import MACHINES, bases, with_cores
 from tests.programs.places import footprint, members
 
 from fpgrad.isa.compare import first_difference
@@ -24,14 +24,18 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("name", ["T4", "T8", "T32", "E8M14"])
+@pytest.mark.parametrize(
+    ("name", "cores"),
+    [("T4", 1), ("T8", 1), ("T32", 1), ("E8M14", 1), ("T4", 2), ("T8", 3), ("E5", 4)],
+)
 @SETTINGS
 @given(data=st.data())
-def test_programs_are_legal_and_the_same_in_any_order(name: str, data: st.DataObject):
-    case = data.draw(cases(MACHINES[name], length=6))
+def test_programs_are_legal_and_the_same_in_any_order(name: str, cores: int, data: st.DataObject):
+    config = with_cores(MACHINES[name], cores)
+    case = data.draw(cases(config, length=6))
     for entry in case.program.entries.values():
         check_entry(case.program, entry)
-    reference, other = ReferenceExecutor(MACHINES[name]), DisorderlyReference(MACHINES[name])
+    reference, other = ReferenceExecutor(config), DisorderlyReference(config)
     results = run(reference, case)
     for other.seed in range(2):
         assert run(other, case) == results
@@ -43,7 +47,7 @@ def scrambled(reference: ReferenceExecutor, places: int, seed: int) -> None:
     machine = reference.machine
     at, rng = members(machine.config, places), np.random.default_rng(seed)
     for name in ("vector", "inbox", "outbox", "mask", "mantissas", "exponents", "dram"):
-        memory = getattr(machine, name)
+        memory = machine.external.words if name == "dram" else getattr(machine, name)
         rows = at["tile" if name in ("mantissas", "exponents") else name]
         rows = rows[rows < len(memory)]
         memory[rows] = rng.permuted(memory[rows], axis=0)
@@ -136,10 +140,10 @@ def test_everything_is_drawn():
     """Each value of each small field, both signs of each stride, and tokens between all units that touch each other."""
     seen: set[tuple] = set()
 
-    for kinds in (KINDS, ("matrix", "load", "store")):
+    for cores, kinds in ((1, KINDS), (1, ("matrix", "load", "store")), (3, KINDS_OF_CORES)):
 
         @settings(SETTINGS, max_examples=90)
-        @given(case=cases(MACHINES["T4"], length=10, kinds=kinds))
+        @given(case=cases(with_cores(MACHINES["T4"], cores), length=10, kinds=kinds))
         def look(case: Case) -> None:
             for unit, listed in case.program.units.items():
                 for i in listed:

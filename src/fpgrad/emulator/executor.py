@@ -44,6 +44,7 @@ def _numbers(config: MachineConfig) -> dict[str, int]:
         "mask_rows": memory.mask_rows,
         "dram_rows": memory.dram_rows,
         "ways": config.vector.ways,
+        "cores": config.cores,
     }
 
 
@@ -80,7 +81,8 @@ class EmulatorExecutor:
 
     Args:
         config: the machine.
-        threads: how many threads may work at once; None: as many as pay. The bits do not depend on it.
+        threads: how many threads may work at once, for a core each or, where they are more, for parts of what cores
+            do; None: as many as pay. The bits do not depend on it.
         level: which kernels to use, one of :func:`available_levels`; None: the last of them.
 
     Raises:
@@ -147,12 +149,12 @@ class EmulatorExecutor:
             raise ExecutionError("no program is loaded")
         if entry not in program.entries:
             raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
-        before = self._native.saturated()
+        before = self._saturated()
         registers = [int(b) for b in bases] + [0] * (16 - len(bases))
         stopped = self._native.run(*self._entries[entry], steps, registers)
         if stopped is not None:
             raise ExecutionError(self._where(*stopped))
-        after = self._native.saturated()
+        after = self._saturated()
         return RunResult(self._cycles(entry, steps), after[0] - before[0], after[1] - before[1])
 
     def _cycles(self, entry: str, steps: int) -> int:
@@ -160,34 +162,51 @@ class EmulatorExecutor:
         assert self._model is not None
         return self._model.run(entry, steps)
 
-    def _where(self, message: str, unit: int, index: int, step: int) -> str:
+    def _saturated(self) -> tuple[int, int]:
+        """Elements since the program was loaded: of the vector unit and of sums over the cores, of accumulators."""
+        vector, accumulator, sums = (sum(counts) for counts in self._native.saturated())
+        return vector + sums, accumulator
+
+    def _where(self, message: str, core: int, unit: int, index: int, step: int) -> str:
         if unit < 0 or self._program is None:
             return message
         notes = self._program.notes.get(Unit(unit), ())
         layer = notes[index].layer if index < len(notes) else ""
-        place = f" (layer {layer})" if layer else ""
+        place = f" of core {core}" if self.config.cores > 1 else ""
+        place += f" (layer {layer})" if layer else ""
         return f"{Unit(unit).name.lower()} instruction {index}{place}, step {step}: {message}"
 
     def saturation_by_instruction(self) -> dict[tuple[Unit, int], int]:
         """Elements that saturated since the program was loaded, by instruction; those with none are left out.
 
-        An accumulator's are counted for the vector instruction that took its row, as in :class:`RunResult`.
+        An accumulator's are counted for the vector instruction that took its row, as in :class:`RunResult`; those of a
+        sum over the cores once, for the LOAD that took it.
         """
-        vector, accumulator = self._native.saturated_vector(), self._native.saturated_accumulator()
+        vector, accumulator, sums = self._native.saturated()
         both = [v + a for v, a in zip(vector, accumulator, strict=True)]
-        return {(Unit.VECTOR, i): n for i, n in enumerate(both) if n}
+        counts = {Unit.LOAD: sums, Unit.VECTOR: both}
+        return {(unit, i): n for unit, listed in counts.items() for i, n in enumerate(listed) if n}
 
     def dump(self) -> dict[str, NDArray[Any]]:
         """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
-        return {name: self._native.dump(name) for name in MEMORIES}
+        dumps: dict[str, NDArray[Any]] = {}
+        for name in MEMORIES:
+            if name == "dram":
+                dumps[name] = self.read(0, self._native.touched())
+                continue
+            each = [self._native.dump(name, core) for core in range(self.config.cores)]
+            dumps[name] = each[0] if len(each) == 1 else np.stack(each)
+        return dumps
 
     def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
         """Set memories from a dump, or from part of one."""
         for name, contents in memories.items():
             if name == "dram":
                 self.write(0, contents)
-            else:
-                self._native.restore(name, np.ascontiguousarray(contents, np.int64).reshape(1, -1))
+                continue
+            each = np.ascontiguousarray(contents, np.int64).reshape(self.config.cores, 1, -1)
+            for core, values in enumerate(each):
+                self._native.restore(name, core, 0, values)
 
     def poke(self, name: str, index: int | tuple[int, ...], value: int) -> None:
         """Overwrite one element of the memory ``name`` (see :meth:`dump`).
@@ -197,18 +216,28 @@ class EmulatorExecutor:
         """
         if name not in MEMORIES:
             raise InvalidArgumentError(f"memory must be one of {', '.join(MEMORIES)}, not {name!r}")
-        t, m = self.config.side, self.config.memory
+        t, m, cores = self.config.side, self.config.memory, self.config.cores
         shape = {
             "vector": (m.vector_rows, t), "inbox": (m.inbox_rows, t), "outbox": (m.outbox_rows, t),
             "mask": (m.mask_rows, t), "mantissas": (m.tiles, t, t), "exponents": (m.tiles,), "dram": (m.dram_rows, t),
         }.get(name, (t,))  # fmt: skip
+        if cores > 1 and name != "dram":
+            shape = (cores, *shape)
+        at = index if isinstance(index, tuple) else (index,)
         try:
-            flat = np.ravel_multi_index(index if isinstance(index, tuple) else (index,), shape)
+            flat = int(np.ravel_multi_index(at, shape))
         except ValueError as error:
             raise InvalidArgumentError(
                 f"index {index} is outside {name} of shape {shape}"
             ) from error
-        self._native.poke(name, int(flat), value)
+        if name == "dram":
+            row, lane = divmod(flat, t)
+            words = self.read(row, 1)
+            words[0, lane] = value
+            self.write(row, words)
+            return
+        core, first = divmod(flat, int(np.prod(shape)) // cores)
+        self._native.restore(name, core, first, np.array([[value]], np.int64))
 
 
 __all__ = ["MEMORIES", "EmulatorExecutor", "available_levels"]

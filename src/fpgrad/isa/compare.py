@@ -19,6 +19,9 @@ _SPACE = {"mantissas": "tile", "exponents": "tile"}
 #: Memories whose elements are plain integers; the others' are codes.
 _INTEGERS = ("mask", "mantissas", "exponents")
 
+#: Axes of a core's memories where they are not two.
+_AXES = {"mantissas": 3, "exponents": 1, "scalars": 1, "random": 1}
+
 Dump = Mapping[str, NDArray[Any]]
 
 
@@ -29,7 +32,8 @@ def first_difference(a: Dump, b: Dump, program: Program | None = None) -> str | 
 
     Returns:
         None when every word of the memories that both have is equal; else a sentence with the memory, the place
-        (tile, row and lane), the symbol it belongs to, both values, and how many words differ.
+        (core if there are several, tile, row and lane), the symbol it belongs to, both values, and how many words
+        differ.
     """
     for name in a:
         if name not in b:
@@ -41,12 +45,13 @@ def first_difference(a: Dump, b: Dump, program: Program | None = None) -> str | 
         if not len(differing):
             continue
         index = tuple(int(i) for i in np.unravel_index(differing[0], left.shape))
-        symbol = "" if program is None else _symbol(program, name, index)
+        core, place = _core(name, index)
+        symbol = "" if program is None else _symbol(program, name, place)
         rest = f"; {len(differing)} of {left.size} words differ" if len(differing) > 1 else ""
         values = f"{int(left[index]):#x} and {int(right[index]):#x}"
         if name in _INTEGERS:
             values = f"{int(left[index])} and {int(right[index])}"
-        return f"{name} {_place(name, index)}{symbol}: {values}{rest}"
+        return f"{name} {core}{_place(name, place)}{symbol}: {values}{rest}"
     return None
 
 
@@ -65,6 +70,13 @@ def count_differences(a: Dump, b: Dump) -> tuple[int, int]:
 def _same_length(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     rows = max(len(a), len(b))
     return tuple(np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (a, b))  # pyright: ignore[reportReturnType]
+
+
+def _core(name: str, index: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Of which of several cores a memory's element is, and its index in that core's memory."""
+    if len(index) == _AXES.get(name, 2):
+        return "", index
+    return f"of core {index[0]}, ", index[1:]
 
 
 def _place(name: str, index: tuple[int, ...]) -> str:

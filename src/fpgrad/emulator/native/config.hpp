@@ -20,7 +20,7 @@ struct Config {
     int float_exponent_bits = 8, float_mantissa_bits = 15;
     int table_segments = 16, coefficient_bits = 10;
     std::int64_t vector_rows = 0, tiles = 0, inbox_rows = 0, outbox_rows = 0, mask_rows = 0, dram_rows = 0;
-    int ways = 4;
+    int ways = 4, cores = 1;
     Table tables[FUNCTIONS];
 
     template <class F> void visit(F f) {
@@ -29,7 +29,7 @@ struct Config {
         f("float_exponent_bits", float_exponent_bits), f("float_mantissa_bits", float_mantissa_bits);
         f("table_segments", table_segments), f("coefficient_bits", coefficient_bits);
         f("vector_rows", vector_rows), f("tiles", tiles), f("inbox_rows", inbox_rows);
-        f("outbox_rows", outbox_rows), f("mask_rows", mask_rows), f("dram_rows", dram_rows), f("ways", ways);
+        f("outbox_rows", outbox_rows), f("mask_rows", mask_rows), f("dram_rows", dram_rows), f("ways", ways), f("cores", cores);
     }
     int width() const { return 1 + float_exponent_bits + float_mantissa_bits; }
     // Memories hold words: a code is the upper end of its word, as in external memory.

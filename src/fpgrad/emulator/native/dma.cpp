@@ -1,4 +1,4 @@
-// The load and store units: what moves between external memory and the chip.
+// The load and store units: what moves between external memory, or the other cores, and the chip.
 #include <bit>
 
 #include "units.hpp"
@@ -7,8 +7,8 @@ namespace fpgrad {
 
 namespace {
 
-std::int64_t dram_row(const DramAddress& a, const std::int64_t* bases, std::int64_t step) {
-    return bases[a.reg] + a.offset + step * a.step_stride;
+std::int64_t dram_row(const Machine& m, const DramAddress& a, const std::int64_t* bases, std::int64_t step) {
+    return bases[a.reg] + a.offset + step * a.step_stride + m.core * a.core_stride;
 }
 
 // DRAM rows that the exponents of a block of tiles take: 4*T in a row.
@@ -20,7 +20,7 @@ template <class I> std::int64_t dram_rows(const I& i, std::int64_t t) {
 
 // Refuses places on chip that are outside their memory.
 template <class I> void check_places(const Machine& m, const I& i, std::int64_t base, int space) {
-    constexpr const char* names[] = {"rows", "bytes", "tiles", "masks"};
+    constexpr const char* names[] = {"rows", "bytes", "tiles", "masks", "sum"};
     const std::int64_t rows = i.kind == BYTES ? 4 * i.rows : i.rows;
     const Extent places(base, {{i.count, i.group_stride}, {rows, i.row_stride}, {i.kind == MASKS ? 32 : 1, 1}});
     places.check(names[i.kind], i.kind == TILES ? m.config.tiles : m.depth[i.kind == MASKS ? SPACE_MASK : space]);
@@ -91,18 +91,33 @@ void take_octets(Machine& m, const Store& i, std::int64_t base, std::uint8_t* oc
     }
 }
 
+std::int64_t take_sums(Machine& m, const Load& i) {
+    std::int64_t clamped = 0;
+    for (std::int64_t n = 0; n < i.count; ++n)
+        for (std::int64_t r = 0; r < i.rows; ++r)
+            clamped += m.exchange.take(m.core, m.row(SPACE_INBOX, i.target + n * i.group_stride + r * i.row_stride));
+    return clamped;
+}
+
+void send_rows(Machine& m, const Store& i) {
+    for (std::int64_t n = 0; n < i.count; ++n)
+        for (std::int64_t r = 0; r < i.rows; ++r)
+            m.exchange.send(m.core, m.row(SPACE_OUTBOX, i.source + n * i.group_stride + r * i.row_stride));
+}
+
 }  // namespace
 
-void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step) {
+std::int64_t run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step) {
     const std::int64_t t = m.config.side;
     check_places(m, i, i.target, SPACE_INBOX);
-    const std::int64_t source = dram_row(i.source, bases, step), rows = dram_rows(i, t);
+    if (i.kind == SUM) return take_sums(m, i);
+    const std::int64_t source = dram_row(m, i.source, bases, step), rows = dram_rows(i, t);
     // Kept from step to step: making them takes as long as the rows that a small batch loads.
     thread_local Buffer<Word> numbers, words;
     if (i.gather) {
         const std::int64_t index_rows = (i.count + t - 1) / t;
         numbers.resize(static_cast<std::size_t>(index_rows * t));
-        m.dram.read(dram_row(i.index, bases, step), index_rows, numbers.data());
+        m.dram.read(dram_row(m, i.index, bases, step), index_rows, numbers.data());
     }
     Word bytes[256];
     if (i.kind == BYTES) {
@@ -121,13 +136,15 @@ void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t
             put_octets(m, i, base, reinterpret_cast<const std::uint8_t*>(words.data()), bytes);
         }
     }
+    return 0;
 }
 
 void run_store(Machine& m, const Store& i, const std::int64_t* bases, std::int64_t step) {
     const std::int64_t t = m.config.side;
     if (i.kind == BYTES) throw Fault("STORE does not write bytes");
     check_places(m, i, i.source, SPACE_OUTBOX);
-    const std::int64_t target = dram_row(i.target, bases, step), rows = dram_rows(i, t);
+    if (i.kind == SUM) return send_rows(m, i);
+    const std::int64_t target = dram_row(m, i.target, bases, step), rows = dram_rows(i, t);
     Buffer<Word> words(static_cast<std::size_t>(i.kind == ROWS ? 0 : rows * t));
     for (std::int64_t n = 0; n < i.count; ++n) {
         const std::int64_t base = i.source + n * i.group_stride, to = target + n * i.stride;

@@ -1,60 +1,46 @@
-// Runs programs: a program counter and a step for each unit, and the token channels between them.
+// Runs programs on all cores of a machine.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <string>
+#include <vector>
 
-#include "fast.hpp"
-#include "instructions.hpp"
-#include "machine.hpp"
+#include "core.hpp"
 
 namespace fpgrad {
 
-// Why a run stopped in the middle, and where.
-struct Stop {
-    std::string message;
-    int unit = -1;  // -1: no single instruction is to blame
-    std::int64_t index = 0, step = 0;
-};
-
 class Executor {
   public:
+    // Threads: as many as the cores share. Where there are more of them than cores, each core has some for itself.
     Executor(const Config& config, int threads, const Kernels& kernels);
 
     // Makes a program the current one; all memories are cleared.
     void load(Program program);
 
-    // Runs steps of an entry in the order of the reference. `interrupted` is asked every now and then between
-    // instructions; when it says yes, the run stops and false is returned. Throws Stop.
+    // Runs steps of an entry, a core's instructions in the order of the reference. `interrupted` is asked every now
+    // and then; when it says yes, the run stops and false is returned. Throws Stop.
     bool run(const Entry& entry, std::int64_t steps, const std::int64_t* bases,
              const std::function<bool()>& interrupted);
 
-    Machine& machine() { return *machine_; }
+    const Config& config() const { return config_; }
+    Machine& machine(int core) { return cores_.at(static_cast<std::size_t>(core))->machine(); }
+    Dram& dram() { return *dram_; }
     // To be called after memories were changed from outside.
-    void memories_changed() { fast_->written_by_host(); }
-    // Saturated elements of each vector instruction; of each vector instruction's accumulator rows.
-    const std::vector<std::int64_t>& saturated_vector() const { return saturated_vector_; }
-    const std::vector<std::int64_t>& saturated_accumulator() const { return saturated_accumulator_; }
+    void memories_changed(int core) { cores_.at(static_cast<std::size_t>(core))->memories_changed(); }
+    // Since the program was loaded: elements that saturated on all cores, each sum counted once.
+    Saturated saturated() const;
 
   private:
-    bool ready(int unit) const;
-    void execute(int unit);
-    std::size_t size(int unit) const;
-    const Tokens& wait(int unit) const;
-    const Tokens& signal(int unit) const;
+    bool turn(Clock::time_point until);
 
-    Config config_;
-    Program program_;
+    const Config config_;
+    const int threads_;
     const Kernels& kernels_;
     Pool pool_;
-    std::unique_ptr<Machine> machine_;
-    std::unique_ptr<FastPath> fast_;
-    std::vector<std::int64_t> saturated_vector_, saturated_accumulator_;
-    // The run in progress.
-    Entry entry_{};
-    std::int64_t at_[UNITS] = {}, step_[UNITS] = {}, steps_ = 0;
-    const std::int64_t* bases_ = nullptr;
+    Program program_;
+    std::unique_ptr<Dram> dram_;
+    std::unique_ptr<Exchange> exchange_;
+    std::vector<std::unique_ptr<Core>> cores_;
 };
 
 }  // namespace fpgrad

@@ -125,8 +125,10 @@ struct Matrix {
 };
 
 struct DramAddress {
-    Leaf reg = 0, offset = 0, step_stride = 0;
-    template <class F> void visit(F f) { f("register", reg), f("offset", offset), f("step_stride", step_stride); }
+    Leaf reg = 0, offset = 0, step_stride = 0, core_stride = 0;
+    template <class F> void visit(F f) {
+        f("register", reg), f("offset", offset), f("step_stride", step_stride), f("core_stride", core_stride);
+    }
 };
 
 struct Load {

@@ -1,79 +1,17 @@
-// The state of a machine. Row memories hold 32-bit words of which a code is the upper end, as external
+// The state of a core. Row memories hold 32-bit words of which a code is the upper end, as external
 // memory does; for formats with 8 exponent bits a word is therefore the pattern of the same float32.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
-#include <string>
 #include <vector>
 
+#include "buffer.hpp"
 #include "config.hpp"
+#include "dram.hpp"
+#include "exchange.hpp"
 
 namespace fpgrad {
-
-// An allocator for whole cache lines, so that no row of a power-of-two length crosses one.
-template <class T> struct Aligned {
-    using value_type = T;
-    Aligned() = default;
-    template <class U> Aligned(const Aligned<U>&) {}
-    T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
-    void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t{64}); }
-    template <class U> bool operator==(const Aligned<U>&) const { return true; }
-};
-template <class T> using Buffer = std::vector<T, Aligned<T>>;
-
-using Word = std::uint32_t;
-
-// External memory in blocks of rows that are made when they are first written.
-class Dram {
-  public:
-    static constexpr std::int64_t BLOCK = 1 << 12;
-
-    Dram(std::int64_t rows, int side) : rows_(rows), side_(side) {}
-
-    void check(std::int64_t row, std::int64_t rows) const {
-        if (row < 0 || row + rows > rows_)
-            throw Fault("DRAM rows " + std::to_string(row) + " to " + std::to_string(row + rows - 1) +
-                        " are outside the " + std::to_string(rows_) + " rows of the machine");
-    }
-    void read(std::int64_t row, std::int64_t rows, Word* out) const {
-        check(row, rows);
-        each(row, rows, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
-            const auto words = static_cast<std::size_t>(count * side_);
-            const bool made = block < static_cast<std::int64_t>(blocks_.size()) && blocks_[block];
-            if (made)
-                std::memcpy(out, blocks_[block].get() + first * side_, words * sizeof(Word));
-            else
-                std::memset(out, 0, words * sizeof(Word));
-            out += words;
-        });
-    }
-    void write(std::int64_t row, std::int64_t rows, const Word* in) {
-        check(row, rows);
-        each(row, rows, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
-            if (block >= static_cast<std::int64_t>(blocks_.size())) blocks_.resize(block + 1);
-            if (!blocks_[block]) blocks_[block] = std::make_unique<Word[]>(BLOCK * side_);
-            const auto words = static_cast<std::size_t>(count * side_);
-            std::memcpy(blocks_[block].get() + first * side_, in, words * sizeof(Word));
-            in += words;
-        });
-    }
-    // Rows up to the last block that was made.
-    std::int64_t touched() const { return std::min(rows_, static_cast<std::int64_t>(blocks_.size()) * BLOCK); }
-
-  private:
-    template <class F> static void each(std::int64_t row, std::int64_t rows, F f) {
-        while (rows > 0) {
-            const std::int64_t first = row % BLOCK, count = std::min(rows, BLOCK - first);
-            f(row / BLOCK, first, count);
-            row += count, rows -= count;
-        }
-    }
-    std::int64_t rows_, side_;
-    std::vector<std::unique_ptr<Word[]>> blocks_;
-};
 
 // Rows that the matrix unit finished and the vector unit has not taken, oldest first.
 class AccumulatedRows {
@@ -109,20 +47,22 @@ class AccumulatedRows {
 
 struct Machine {
     Config config;
+    int core;
     std::int64_t depth[SPACES];
     Buffer<Word> rows[SPACES];
     Buffer<std::int16_t> mantissas;  // tiles x T x T
     std::vector<std::int32_t> exponents;
     Buffer<Word> scalars, random;
     AccumulatedRows accumulated;
-    Dram dram;
+    Dram& dram;          // of all cores
+    Exchange& exchange;  // likewise
     std::int64_t saturated_vector = 0, saturated_accumulator = 0;
 
-    explicit Machine(const Config& c)
-        : config(c), depth{0, c.vector_rows, c.inbox_rows, c.outbox_rows, c.mask_rows},
+    Machine(const Config& c, int core_, Dram& dram_, Exchange& exchange_)
+        : config(c), core(core_), depth{0, c.vector_rows, c.inbox_rows, c.outbox_rows, c.mask_rows},
           mantissas(static_cast<std::size_t>(c.tiles * c.side * c.side)),
           exponents(static_cast<std::size_t>(c.tiles)), scalars(c.side), random(c.side, 1), accumulated(c.side),
-          dram(c.dram_rows, c.side) {
+          dram(dram_), exchange(exchange_) {
         for (int s = 1; s < SPACES; ++s) rows[s].resize(static_cast<std::size_t>(depth[s] * c.side));
     }
     Word* row(std::int64_t space, std::int64_t address) { return rows[space].data() + address * config.side; }

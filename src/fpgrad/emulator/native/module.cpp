@@ -82,14 +82,14 @@ class Native {
     }
 
     void write(std::int64_t row, Rows<Word> words) {
-        m().dram.write(row, static_cast<std::int64_t>(words.shape(0)), words.data());
+        executor_.dram().write(row, static_cast<std::int64_t>(words.shape(0)), words.data());
     }
 
     Out<Word> read(std::int64_t row, std::int64_t rows) {
-        m().dram.check(row, rows);
+        executor_.dram().check(row, rows);
         Word* data;
         auto out = make_array<Word>({static_cast<std::size_t>(rows), side()}, data);
-        m().dram.read(row, rows, data);
+        executor_.dram().read(row, rows, data);
         return out;
     }
 
@@ -110,7 +110,7 @@ class Native {
         return out;
     }
 
-    // None after a whole run, else (message, unit or -1, instruction, step). Raises KeyboardInterrupt.
+    // None after a whole run, else (message, core, unit or -1, instruction, step). Raises KeyboardInterrupt.
     nb::object run(const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
                    const std::vector<std::vector<Leaf>>& tokens, std::int64_t steps,
                    const std::vector<std::int64_t>& bases) {
@@ -123,31 +123,36 @@ class Native {
                 return PyErr_CheckSignals() != 0;
             });
         } catch (const Stop& s) {
-            return nb::make_tuple(s.message, s.unit, s.index, s.step);
+            return nb::make_tuple(s.message, s.core, s.unit, s.index, s.step);
         }
         if (!whole) throw nb::python_error();
         return nb::none();
     }
 
-    std::vector<std::int64_t> saturated() { return {m().saturated_vector, m().saturated_accumulator}; }
-    std::vector<std::int64_t> saturated_vector() { return executor_.saturated_vector(); }
-    std::vector<std::int64_t> saturated_accumulator() { return executor_.saturated_accumulator(); }
+    // By instruction: elements that saturated in passes, in accumulator rows that passes took, in sums that loads took.
+    nb::tuple saturated() {
+        const Saturated s = executor_.saturated();
+        return nb::make_tuple(s.vector, s.accumulator, s.sums);
+    }
 
-    // A memory as codes (int64), in the reference's shapes; external memory as words (uint32).
-    nb::object dump(const std::string& name) {
-        const int shift = m().config.word_shift();
-        if (name == "dram") return nb::cast(read(0, m().dram.touched()));
+    // Rows of external memory that may have been written.
+    std::int64_t touched() { return executor_.dram().touched(); }
+
+    // A core's memory as codes (int64), in the reference's shapes.
+    nb::object dump(const std::string& name, int core) {
+        Machine& m = executor_.machine(core);
+        const int shift = m.config.word_shift();
         std::int64_t* data;
         const auto t = side();
         if (name == "mantissas" || name == "exponents") {
             const bool tiles = name == "mantissas";
-            const auto n = m().exponents.size();
+            const auto n = m.exponents.size();
             auto out = make_array<std::int64_t>(tiles ? std::vector<std::size_t>{n, t, t} : std::vector{n}, data);
-            tiles ? (void)std::copy(m().mantissas.begin(), m().mantissas.end(), data)
-                  : (void)std::copy(m().exponents.begin(), m().exponents.end(), data);
+            tiles ? (void)std::copy(m.mantissas.begin(), m.mantissas.end(), data)
+                  : (void)std::copy(m.exponents.begin(), m.exponents.end(), data);
             return nb::cast(out);
         }
-        const Buffer<Word>& words = row_memory(name);
+        const Buffer<Word>& words = row_memory(m, name);
         if (name == "mask") {
             auto out = make_array<std::int64_t>({words.size() / t, t}, data);
             for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] != 0;
@@ -159,51 +164,34 @@ class Native {
         return nb::cast(out);
     }
 
-    // Overwrites one element, by its number in the flattened memory.
-    void poke(const std::string& name, std::int64_t index, std::int64_t value) {
-        if (name == "dram") {
-            const auto t = static_cast<std::int64_t>(side());
-            std::vector<Word> row(side());
-            m().dram.read(index / t, 1, row.data());
-            row[static_cast<std::size_t>(index % t)] = static_cast<Word>(value);
-            m().dram.write(index / t, 1, row.data());
-        } else {
-            set(name, index, &value, 1);
-        }
-        executor_.memories_changed();
-    }
-
-    // Overwrites a memory on the chip with the flattened values of a dump.
-    void restore(const std::string& name, Rows<std::int64_t> values) {
-        set(name, 0, values.data(), static_cast<std::int64_t>(values.shape(1)));
-        executor_.memories_changed();
+    // Overwrites a core's memory from an element on, which is counted in the flattened memory.
+    void restore(const std::string& name, int core, std::int64_t first, Rows<std::int64_t> values) {
+        Machine& m = executor_.machine(core);
+        const auto into = [&](auto& memory, auto convert) {
+            const auto begin = static_cast<std::size_t>(first), n = values.shape(1);
+            if (begin + n > memory.size()) throw nb::index_error(name.c_str());
+            for (std::size_t i = 0; i < n; ++i) memory[begin + i] = convert(values.data()[i]);
+        };
+        const int shift = name == "random" ? 0 : m.config.word_shift();
+        const Word one = m.config.one_word();
+        if (name == "mantissas")
+            into(m.mantissas, [](std::int64_t x) { return static_cast<std::int16_t>(x); });
+        else if (name == "exponents")
+            into(m.exponents, [](std::int64_t x) { return static_cast<std::int32_t>(x); });
+        else if (name == "mask")
+            into(row_memory(m, name), [one](std::int64_t x) { return x ? one : 0; });
+        else
+            into(row_memory(m, name), [shift](std::int64_t x) { return static_cast<Word>(x << shift); });
+        executor_.memories_changed(core);
     }
 
   private:
-    void set(const std::string& name, std::int64_t first, const std::int64_t* values, std::int64_t count) {
-        const auto into = [&](auto& memory, auto convert) {
-            const auto begin = static_cast<std::size_t>(first), n = static_cast<std::size_t>(count);
-            if (begin + n > memory.size()) throw nb::index_error(name.c_str());
-            for (std::size_t i = 0; i < n; ++i) memory[begin + i] = convert(values[i]);
-        };
-        const int shift = name == "random" ? 0 : m().config.word_shift();
-        const Word one = m().config.one_word();
-        if (name == "mantissas")
-            into(m().mantissas, [](std::int64_t x) { return static_cast<std::int16_t>(x); });
-        else if (name == "exponents")
-            into(m().exponents, [](std::int64_t x) { return static_cast<std::int32_t>(x); });
-        else if (name == "mask")
-            into(row_memory(name), [one](std::int64_t x) { return x ? one : 0; });
-        else
-            into(row_memory(name), [shift](std::int64_t x) { return static_cast<Word>(x << shift); });
-    }
-    Machine& m() { return executor_.machine(); }
-    std::size_t side() { return static_cast<std::size_t>(m().config.side); }
-    Buffer<Word>& row_memory(const std::string& name) {
+    std::size_t side() const { return static_cast<std::size_t>(executor_.config().side); }
+    static Buffer<Word>& row_memory(Machine& m, const std::string& name) {
         for (int s = 1; s < SPACES; ++s)
-            if (name == space_name(s)) return m().rows[s];
-        if (name == "scalars") return m().scalars;
-        if (name == "random") return m().random;
+            if (name == space_name(s)) return m.rows[s];
+        if (name == "scalars") return m.scalars;
+        if (name == "random") return m.random;
         throw nb::key_error(name.c_str());
     }
 
@@ -237,9 +225,7 @@ NB_MODULE(_native, module) {
         .def("read", &Native::read)
         .def("run", &Native::run)
         .def("saturated", &Native::saturated)
-        .def("saturated_vector", &Native::saturated_vector)
-        .def("saturated_accumulator", &Native::saturated_accumulator)
+        .def("touched", &Native::touched)
         .def("dump", &Native::dump)
-        .def("restore", &Native::restore)
-        .def("poke", &Native::poke);
+        .def("restore", &Native::restore);
 }

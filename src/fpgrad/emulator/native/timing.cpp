@@ -121,7 +121,7 @@ class Follower {
             g.unit_beats = std::max<std::int64_t>(1, bits / (32 * words));
             g.beat_units = std::max<std::int64_t>(1, 32 * words / bits);
         };
-        if (i.kind == ROWS) {
+        if (i.kind == ROWS || i.kind == SUM) {
             size(32 * t);
         } else if (i.kind == BYTES) {
             size(8 * t), g.units = 4 * i.rows;

@@ -9,8 +9,8 @@
 
 namespace fpgrad {
 
-// The load and store units.
-void run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step);
+// The load and store units. LOAD returns how many numbers were clamped in the sums that it took.
+std::int64_t run_load(Machine& m, const Load& i, const std::int64_t* bases, std::int64_t step);
 void run_store(Machine& m, const Store& i, const std::int64_t* bases, std::int64_t step);
 
 // The matrix and vector units, by integer arithmetic on codes; `saturated` gets the instruction's count.
