@@ -6,6 +6,7 @@ The simulation evaluates each of them once a clock edge, in any order; on a chip
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, Value, _ir, _nir
@@ -17,7 +18,7 @@ from fpgrad.gateware.hub import Hub
 from fpgrad.gateware.top import flat_ports
 
 
-def paths(part: Elaboratable, ports: dict[str, tuple[Value, bool]]) -> set[tuple[str, str]]:
+def paths(part: Elaboratable, ports: Mapping[str, tuple[Value, bool]]) -> set[tuple[str, str]]:
     """Pairs of an input and an output that depends on it in the same cycle.
 
     Args:

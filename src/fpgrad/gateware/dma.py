@@ -6,6 +6,8 @@ request names rows, the beats follow on a stream of their own, and a pulse tells
 last beat is in external memory.
 """
 
+from typing import Any
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -58,8 +60,8 @@ def number_members(config: MachineConfig) -> dict[str, wiring.Member]:
     return {"number": In(ceil_log2(config.cores))} if config.cores > 1 else {}
 
 
-def core_rows(owner: wiring.PureInterface, config: MachineConfig, address: data.View) -> Value:
-    """How far an address is from that of the first core, in DRAM rows."""
+def core_rows(owner: Any, config: MachineConfig, address: data.View) -> Value:
+    """How far an address is from that of the first core, in DRAM rows; ``owner`` has :func:`number_members`."""
     return owner.number * address.core_stride if config.cores > 1 else Const(0, 1)
 
 

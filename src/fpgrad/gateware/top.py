@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import rtlil
@@ -53,8 +54,8 @@ HUB = "fpgrad_hub"
 CELL = "fpgrad_cell"
 
 
-def flat_ports(part: wiring.PureInterface) -> Iterator[tuple[str, wiring.Flow, Value]]:
-    """Ports as a module has them: each signal of a signature under the names on the way to it."""
+def flat_ports(part: Any) -> Iterator[tuple[str, wiring.Flow, Value]]:
+    """Ports as a module has them: each signal of an interface under the names on the way to it."""
     for path, member, value in part.signature.flatten(part):
         yield _flat(path), member.flow, Value.cast(value)
 
@@ -150,7 +151,7 @@ class Top(wiring.Component):
             m.d.comb += port.eq(inside) if is_out else inside.eq(port)
         return m
 
-    def _instance(self, module: str, part: wiring.PureInterface) -> Instance:
+    def _instance(self, module: str, part: Any) -> Instance:
         """A module that is written elsewhere, with the signals of an interface at its ports."""
         wires = {
             f"{'i' if flow is In else 'o'}_{name}": value for name, flow, value in flat_ports(part)

@@ -73,7 +73,7 @@ class State:
         Raises:
             InvalidArgumentError: there is no such memory, or no such element.
         """
-        at = index if isinstance(index, tuple) else (index,)
+        at: tuple[int, ...] = index if isinstance(index, tuple) else (index,)
         try:
             if name == "dram":
                 words = self._link.read_memory(at[0], 1)
