@@ -73,12 +73,13 @@ class State:
         Raises:
             InvalidArgumentError: there is no such memory, or no such element.
         """
-        at: tuple[int, ...] = index if isinstance(index, tuple) else (index,)
+        at = index if isinstance(index, tuple) else (index,)
         try:
             if name == "dram":
-                words = self._link.read_memory(at[0], 1)
-                words[0, at[1]] = value
-                self._link.write_memory(at[0], words)
+                *outer, lane = at
+                words = self._link.read_memory(outer[0], 1)
+                words[0, lane] = value
+                self._link.write_memory(outer[0], words)
                 return
             core = self._cores[0]
             if len(self._cores) > 1:

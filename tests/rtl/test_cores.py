@@ -1,0 +1,179 @@
+"""Several cores on the RTL: what they send each other, how they share memory, and what their errors say.
+
+Random programs of several cores are in test_ladder.py, which runs on every machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.isa.test_cores import ROWS, sum_program
+from tests.programs.cases import cases, once, run
+from tests.programs.order import single
+from tests.rtl.compare import difference
+from tests.rtl.conftest import CONFIGS
+
+from fpgrad.errors import ExecutionError, InvalidArgumentError
+from fpgrad.formats import smallfloat
+from fpgrad.isa.compare import first_difference
+from fpgrad.isa.instructions import (
+    DramAddress,
+    Load,
+    Loops,
+    RowStream,
+    Source,
+    Space,
+    Store,
+    Target,
+    Tokens,
+    Transfer,
+    Unit,
+    Vector,
+)
+from fpgrad.isa.program import Entry, Program
+from fpgrad.reference import ReferenceExecutor
+
+SETTINGS = settings(
+    deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+SEVERAL = ["two cores", "three cores"]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_all_cores_receive_the_sum_in_the_order_of_the_cores(machines, name):
+    config, rtl = CONFIGS[name], machines(name)
+    number, t, cores = config.vector.number, config.side, config.cores
+    rng = np.random.default_rng(cores)
+    values = rng.normal(size=(2, cores, ROWS, t)) * 2.0 ** rng.integers(-9, 9, (2, cores, ROWS, t))
+    # The sums of two large numbers are clamped, and counted once for each core but the first.
+    values[1, :2, 2] = 1e38, 3e38
+    words = (smallfloat.from_float(number, values)[0] << (32 - number.width)).astype(np.uint32)
+    reference = ReferenceExecutor(config)
+    results = []
+    for executor in (reference, rtl):
+        executor.load_program(sum_program(config))
+        for step in range(2):
+            executor.write(step * 128, words[step].reshape(-1, t))
+        results.append(executor.run("sum", 2, [0, 1000]).saturated_vector)
+    assert results == [t, t]
+    assert first_difference(reference.dump(), rtl.dump()) is None
+    # Equal runs take equally long.
+    first = rtl.run("sum", 2, [0, 1000]).cycles
+    assert rtl.run("sum", 2, [0, 1000]).cycles == first
+
+
+@pytest.mark.parametrize("name", [*SEVERAL, "moves"])
+@SETTINGS
+@given(data=st.data())
+def test_sums(machines, name: str, data: st.DataObject):
+    """Little else, so that their numbers are odd, or so large that sums are clamped. With one core too."""
+    case = data.draw(cases(CONFIGS[name], 3, ("sum", "sum", "pass"), entries=1))
+    assert difference(case, machines(name)) is None
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@SETTINGS
+@given(data=st.data())
+def test_cores_share_external_memory(machines, name: str, data: st.DataObject):
+    case = data.draw(cases(CONFIGS[name], 12, ("load", "store", "sum", "pass"), entries=1))
+    assert difference(case, machines(name)) is None
+
+
+COPY = Vector(
+    loops=Loops(n0=16),
+    p0=RowStream(Space.VECTOR, s0=1),
+    a=Source.P0,
+    target=Target(Space.VECTOR, 32, s0=1),
+)
+
+
+@pytest.mark.parametrize("core", [0, 1, 2])
+def test_one_flipped_bit_in_one_core_is_found_and_named(machines, core: int):
+    config, rtl = CONFIGS["three cores"], machines("three cores")
+    program, reference = single(config, COPY), ReferenceExecutor(config)
+    for executor in (reference, rtl):
+        run(executor, once(program, 1))
+    before = reference.dump()
+    assert first_difference(before, rtl.dump(), program) is None
+    places = {
+        "vector": (core, 17, 3),
+        "mantissas": (core, 3, 1, 2),
+        "exponents": (core, 7),
+        "scalars": (core, 1),
+    }
+    for memory, place in places.items():
+        rtl.poke(memory, place, int(before[memory][place]) ^ 1)
+        found = first_difference(before, rtl.dump(), program)
+        assert found is not None
+        assert found.startswith(f"{memory} core {core}, ")
+        assert "words differ" not in found
+        rtl.restore({memory: before[memory]})
+        assert first_difference(before, rtl.dump(), program) is None
+    with pytest.raises(InvalidArgumentError, match=r"index \(3, 0, 0\) is outside vector"):
+        rtl.poke("vector", (3, 0, 0), 1)
+
+
+def entry(program_units: dict[Unit, tuple], tokens=((0,) * 4,) * 4) -> Entry:
+    return Entry((0,) * 4, tuple(len(program_units.get(u, ())) for u in Unit), tokens)
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (
+            {Unit.LOAD: (Load(kind=Transfer.SUM),)},
+            "the units wait for each other: load works up to instruction 0 of step 0",
+        ),
+        (
+            {Unit.STORE: (Store(kind=Transfer.SUM, rows=60),)},
+            "the units wait for each other: store works up to instruction 0 of step 0",
+        ),
+        (
+            {Unit.STORE: (Store(kind=Transfer.SUM),)},
+            "rows were sent to the exchange and never taken",
+        ),
+        (
+            {Unit.LOAD: (Load(rows=2, source=DramAddress(core_stride=2000)),)},
+            "a load or store was outside the",
+        ),
+    ],
+)
+def test_what_cannot_end_well_is_an_error(machines, units, message):
+    """The last: only the third core is outside."""
+    config, rtl = CONFIGS["three cores"], machines("three cores")
+    rtl.load_program(Program(config, units, {"main": entry(units)}))
+    with pytest.raises(ExecutionError, match=message):
+        rtl.run("main", 1, [0])
+
+
+def test_what_follows_a_sum_does_not_stand_in_the_way_of_other_cores(machines):
+    """Cores that wait for a sum have asked for no more than they can take, so that the last one's rows come."""
+    config, rtl = CONFIGS["three cores"], machines("three cores")
+    rows, pairs = 40, 6
+    fill = Vector(
+        loops=Loops(n0=rows), p0=RowStream(Space.INBOX, s0=1), a=Source.P0,
+        target=Target(Space.OUTBOX, s0=1), wait=Tokens(load=1, store=1),
+        signal=Tokens(load=1, store=1),
+    )  # fmt: skip
+    far = DramAddress(0, 0, rows, 200)
+    loads = (
+        Load(rows=rows, source=far, wait=Tokens(vector=1), signal=Tokens(vector=1)),
+        Load(kind=Transfer.SUM, rows=8, target=48),
+    )
+    stores = (
+        Store(kind=Transfer.SUM, rows=8, wait=Tokens(vector=1)),
+        Store(rows=rows, target=DramAddress(0, 700, rows, 300), signal=Tokens(vector=1)),
+    )
+    units = {Unit.LOAD: loads, Unit.VECTOR: (fill,), Unit.STORE: stores}
+    tokens = [[0] * 4 for _ in Unit]
+    tokens[Unit.VECTOR][Unit.LOAD] = tokens[Unit.STORE][Unit.VECTOR] = 1
+    program = Program(config, units, {"main": entry(units, tuple(map(tuple, tokens)))})
+    reference = ReferenceExecutor(config)
+    words = np.random.default_rng(1).integers(0, 1 << 30, (700, config.side), dtype=np.uint32)
+    for executor in (reference, rtl):
+        executor.load_program(program)
+        executor.write(0, words)
+        executor.run("main", pairs, [0])
+    assert first_difference(reference.dump(), rtl.dump()) is None
