@@ -26,10 +26,13 @@ class AxiMemory:
         words: (n,) of uint32, read and written in place.
         beat: words a beat.
         stall: probability with which a channel is held for a cycle.
+        ids: how many there are; writes have every second.
     """
 
-    def __init__(self, words: np.ndarray, beat: int, stall: float = 0, seed: int = 0) -> None:
-        self.words, self.beat, self.stall = words, beat, stall
+    def __init__(
+        self, words: np.ndarray, beat: int, stall: float = 0, seed: int = 0, *, ids: int = 2
+    ) -> None:
+        self.words, self.beat, self.stall, self.ids = words, beat, stall, ids
         self.random = np.random.default_rng(seed)
         self.bursts: dict[str, list[tuple[int, int]]] = {"ar": [], "aw": []}
         self.answered = 0
@@ -62,10 +65,10 @@ class AxiMemory:
             }
 
         flat = self.words.reshape(-1, self.beat)
-        reads: dict[int, deque[tuple[int, bool]]] = {0: deque(), 1: deque()}
-        addresses: deque[tuple[int, int]] = deque()
+        reads: dict[int, deque[tuple[int, bool]]] = {n: deque() for n in range(self.ids)}
+        addresses: deque[tuple[int, int, int]] = deque()
         data: deque[tuple[int, bool]] = deque()
-        answers = 0
+        answers: list[int] = []
         offered: tuple[int, int, bool] | None = None
         answering = False
         held: dict[str, dict[str, int]] = {}
@@ -88,7 +91,11 @@ class AxiMemory:
                 put("rid", number)
                 put("rdata", int.from_bytes(flat[place].astype("<u4").tobytes(), "little"))
                 put("rlast", last)
-            answering = answering or (answers > 0 and self._go())
+            if not answering and answers and self._go():
+                # Of different IDs in any order.
+                first = {number: n for n, number in reversed(list(enumerate(answers)))}
+                put("bid", answers.pop(first[int(self.random.choice(list(first)))]))
+                answering = True
             put("bvalid", answering)
             assert outputs() == now
             took_read = offered is not None and get("rready")
@@ -101,23 +108,23 @@ class AxiMemory:
                 self.bursts["ar"].append((place, beats))
                 reads[now["ar"]["id"]].extend((place + n, n == beats - 1) for n in range(beats))
             if now["aw"]["valid"] and ready["aw"]:
-                assert now["aw"]["id"] == 0
+                assert now["aw"]["id"] in range(0, self.ids, 2)
                 burst = self._check_burst(now["aw"])
                 self.bursts["aw"].append(burst)
-                addresses.append(burst)
+                addresses.append((*burst, now["aw"]["id"]))
             if now["w"]["valid"] and ready["w"]:
                 assert now["w"]["strb"] == (1 << 4 * self.beat) - 1
                 data.append((now["w"]["data"], bool(now["w"]["last"])))
             while addresses and len(data) >= addresses[0][1]:
-                place, beats = addresses.popleft()
+                place, beats, number = addresses.popleft()
                 for n in range(beats):
                     value, last = data.popleft()
                     assert last == (n == beats - 1)
                     raw = value.to_bytes(4 * self.beat, "little")
                     flat[place + n] = np.frombuffer(raw, "<u4")
-                answers += 1
+                answers.append(number)
             if took_read:
                 offered = None
             if took_answer:
-                answers, answering = answers - 1, False
+                answering = False
                 self.answered += 1

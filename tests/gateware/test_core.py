@@ -1,13 +1,16 @@
-"""The core through its host port in Amaranth's simulator: a whole run, seen by the host."""
+"""The core through the host port in Amaranth's simulator: a whole run, seen by the host."""
 
 from __future__ import annotations
 
 import numpy as np
+from amaranth.hdl import Module
+from amaranth.lib.wiring import connect
 from amaranth.sim import Simulator
 from tests.gateware.dram import Dram
 
 from fpgrad.formats import TileFormat
 from fpgrad.gateware.core import Core
+from fpgrad.gateware.hub import Hub
 from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.isa.instructions import (
     Alu,
@@ -112,7 +115,13 @@ def _tile(base: int, transposed: int = 0):
 
 
 def test_a_run_through_the_host_port():
-    core, p, steps, bases = Core(CONFIG), program(), 3, [40, 3]
+    core, hub, p, steps, bases = Core(CONFIG), Hub(CONFIG), program(), 3, [40, 3]
+    m = Module()
+    m.submodules.core, m.submodules.hub = core, hub
+    connect(m, hub.control, core.control)
+    connect(m, core.status, hub.status[0])
+    connect(m, core.rows, hub.rows[0])
+    connect(m, hub.sums[0], core.sums)
     random = np.random.default_rng(5)
     words = random.integers(0x3D << 24, 0x41 << 24, (64, 4), dtype=np.uint32)
     words |= random.integers(0, 2, (64, 4), dtype=np.uint32) << 31
@@ -124,16 +133,16 @@ def test_a_run_through_the_host_port():
     dram = Dram(words, 2, CONFIG.memory.dram_latency, stall=0.3)
 
     async def read(ctx, address):
-        ctx.set(core.host.address, address)
-        await ctx.tick()
-        return ctx.get(core.host.read_data)
+        ctx.set(hub.host.address, address)
+        await ctx.tick().repeat(2)
+        return ctx.get(hub.host.read_data)
 
     async def write(ctx, address, value):
-        ctx.set(core.host.address, address)
-        ctx.set(core.host.data, value)
-        ctx.set(core.host.write, 1)
+        ctx.set(hub.host.address, address)
+        ctx.set(hub.host.data, value)
+        ctx.set(hub.host.write, 1)
         await ctx.tick()
-        ctx.set(core.host.write, 0)
+        ctx.set(hub.host.write, 0)
 
     async def bench(ctx):
         assert await read(ctx, Register.MAGIC) == MAGIC
@@ -152,17 +161,17 @@ def test_a_run_through_the_host_port():
             await write(ctx, Register.BASE + n, base)
         await write(ctx, Register.STEPS, steps)
         await write(ctx, Register.CONTROL, Control.START)
-        await ctx.tick().repeat(2)
-        assert ctx.get(core.running)
+        await ctx.tick().repeat(3)
+        assert ctx.get(hub.running)
         assert await read(ctx, Register.STATUS) & Status.RUNNING
-        await ctx.tick().until(~core.running)
+        await ctx.tick().until(~hub.running)
         await ctx.tick().repeat(20)
         assert await read(ctx, Register.STATUS) == 0
         assert await read(ctx, Register.CYCLES) > 0
         assert 0 < await read(ctx, Register.BUSY) < await read(ctx, Register.CYCLES)
         assert await read(ctx, Register.STEP + Unit.VECTOR) == steps - 1
 
-    sim = Simulator(core)
+    sim = Simulator(m)
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
 

@@ -92,6 +92,14 @@ def run(dut, background, instructions, step, on_tick):
     return dones
 
 
+SUMS = {
+    "one sum": {"kind": Transfer.SUM},
+    "sums": {"kind": Transfer.SUM, "rows": 9},
+    "groups of sums": {
+        "kind": Transfer.SUM, "count": 3, "rows": 2, "group_stride": -20, "row_stride": 3
+    },
+}  # fmt: skip
+
 GATHER = {"gather": 1, "source": DramAddress(2), "index": DramAddress(1, 0, 1)}
 LOADS = {
     "one row": isa.Load(source=DramAddress(1, 5, 2)),
@@ -144,6 +152,7 @@ LOADS = {
         group_stride=64,
         row_stride=32,
     ),
+    **{name: isa.Load(target=50, **fields) for name, fields in SUMS.items()},
 }
 
 
@@ -161,6 +170,9 @@ def load_bench(instructions, words=4, stall=0.0, busy=0.0, step=3, side=4, reord
     machine = ReferenceExecutor(c).machine
     rng = np.random.default_rng(2)
     dram = random_dram(machine, rng)
+    summed = [i.count * i.rows for i in instructions if i.kind is Transfer.SUM]
+    sums = rng.integers(0, 1 << 24, (sum(summed), t))
+    machine.exchange.send(0, sums)
     dut = LoadUnit(c)
     got = {
         name: np.zeros_like(getattr(machine, name))
@@ -189,6 +201,15 @@ def load_bench(instructions, words=4, stall=0.0, busy=0.0, step=3, side=4, reord
     async def serve(ctx):
         await model.read(ctx, dut.request, dut.beats)
 
+    async def send(ctx):
+        for row in sums:
+            while rng.random() < stall:
+                await ctx.tick()
+            ctx.set(dut.sums.payload, row.tolist())
+            ctx.set(dut.sums.valid, 1)
+            await ctx.tick().until(dut.sums.ready)
+            ctx.set(dut.sums.valid, 0)
+
     # Before the memory, which looks at what is ready because of it.
     async def others(ctx):
         while True:
@@ -196,7 +217,7 @@ def load_bench(instructions, words=4, stall=0.0, busy=0.0, step=3, side=4, reord
                 ctx.set(port, rng.random() < busy)
             await ctx.tick()
 
-    took = run(dut, [others, serve], instructions, step, on_tick)
+    took = run(dut, [others, serve, send], instructions, step, on_tick)
     for instruction in instructions:
         dma.load(machine, instruction, BASES, step)
     for name, memory in got.items():
@@ -240,6 +261,10 @@ def test_load_timing():
     assert load_bench([LOADS["one tile"]]) == [one + 4]
     assert load_bench([LOADS["tiles"]]) == [one + 17 + 17 * 4 - 1]
     assert load_bench([LOADS["masks"]]) == [one + 31]
+    # A row a cycle when the sums are there.
+    assert load_bench([LOADS["sums"]]) == [2 + 8 + 2]
+    after = load_bench([LOADS["sums"], LOADS["rows"]])
+    assert after == [12, 12 - 1 + one + 6]
 
 
 def test_latency_is_paid_once():
@@ -284,6 +309,7 @@ STORES = {
         target=DramAddress(1),
         stride=7,
     ),
+    **{name: isa.Store(source=50, **fields) for name, fields in SUMS.items()},
 }
 
 
@@ -327,15 +353,25 @@ def store_bench(instructions, words=4, stall=0.0, step=2, side=4):
     async def serve(ctx):
         await model.write(ctx, dut.request, dut.beats, dut.written)
 
+    async def receive(ctx):
+        while True:
+            ready = rng.random() >= stall
+            ctx.set(dut.rows.ready, ready)
+            if ready and ctx.get(dut.rows.valid):
+                sent.append([ctx.get(lane) for lane in dut.rows.payload])
+            await ctx.tick()
+
     def on_tick(ctx):
         assert not ctx.get(dut.error)
 
     background = [memory(port, rows, 2) for port, rows in memories]
-    background += [memory(dut.exponents, machine.exponents, 1), serve]
+    background += [memory(dut.exponents, machine.exponents, 1), serve, receive]
+    sent = []
     took = run(dut, background, instructions, step, on_tick)
     for instruction in instructions:
         dma.store(machine, instruction, BASES, step)
     np.testing.assert_array_equal(got, machine.external.rows(0, ROWS))
+    assert sent == [row.tolist() for row in machine.exchange.sums]
     return took
 
 
@@ -365,6 +401,9 @@ def test_store_timing():
     # An exponent, then a beat every four rows; one for 32 rows of masks.
     assert store_bench([STORES["one tile"]]) == [one + 4]
     assert store_bench([STORES["masks"]]) == [one + 31]
+    assert store_bench([STORES["sums"]]) == [2 + 3 + 8 + 1]
+    after = store_bench([STORES["sums"], STORES["rows"], STORES["one sum"]])
+    assert after == [14, 15 + one + 8, 15 + one + 9]
     assert store_bench([STORES["rows"]] * 3) == [one + 9 * n + 8 for n in range(3)]
     assert store_bench([STORES["one row"]] * 3) == [one + 4 * n for n in range(3)]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 
 from fpgrad.formats import TileFormat
-from fpgrad.gateware.top import NAME, write_verilog
+from fpgrad.gateware.top import CELL, HUB, NAME, write_verilog
 from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 
 CONFIG = MachineConfig(
@@ -36,3 +37,14 @@ def test_verilog_has_flat_ports_and_its_digests(tmp_path):
     assert {"clk", "rst", "running", "host_read_data", "m_axi_rdata", "m_axi_awvalid"} <= set(names)
     assert not [name for name in names if "__" in name]
     assert write_verilog(CONFIG, tmp_path / "again")[0].read_text() == text
+
+
+def test_several_cores_are_instances_of_one_module(tmp_path):
+    (path,) = write_verilog(dataclasses.replace(CONFIG, cores=3), tmp_path)
+    text = path.read_text()
+    assert ports(text)[0] == "clk"
+    assert not [name for name in ports(text) if "__" in name]
+    for name, instances in ((NAME, 0), (HUB, 1), (CELL, 3)):
+        assert len(re.findall(rf"^module {name}\(", text, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^  {name} \S+ +\(", text, re.MULTILINE)) == instances
+    assert re.findall(r"\.number\((2'h.)\)", text)[:3] == ["2'h0", "2'h1", "2'h2"]

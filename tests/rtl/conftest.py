@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from tests.programs.machines import with_cores
 
 from fpgrad.formats import BF16, AccumulatorFormat, TableFormat, TileFormat
 from fpgrad.formats.table import Function
@@ -84,6 +87,13 @@ CONFIGS = {
         ),
         control=ControlConfig(32, 64, 128, 32),
     ),
+}
+
+_MOVES, _BARE = CONFIGS["moves"], CONFIGS["bare"]
+CONFIGS |= {
+    # Whatever a core can do with external memory, which is slow.
+    "two cores": with_cores(replace(_MOVES, vector=VectorConfig(functions=())), 2),
+    "three cores": with_cores(_BARE, 3),
 }
 
 #: The everyday machines; the last one only where there is time to build it.

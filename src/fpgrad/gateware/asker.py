@@ -5,10 +5,19 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from fpgrad.gateware.dma import GROUP_BITS, STEP_BITS, Bases, ReadRows, beat_layout, group_rows
+from fpgrad.gateware.dma import (
+    GROUP_BITS,
+    STEP_BITS,
+    Bases,
+    ReadRows,
+    beat_layout,
+    core_rows,
+    group_rows,
+    number_members,
+)
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import struct_layout, unit_layout
-from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS, DramAddress, Unit
+from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS, DramAddress, Transfer, Unit
 from fpgrad.isa.registers import BASE_REGISTERS, WORD_BITS
 
 _ADDRESS_BITS = WORD_BITS + DRAM_BITS
@@ -22,7 +31,8 @@ class Asker(wiring.Component):
     groups, ``source + number*stride``.
 
     Members:
-        instruction, step, bases, request, error: as in :class:`fpgrad.gateware.load.Load`.
+        instruction, step, bases, number, request, error: as in :class:`fpgrad.gateware.load.Load`.
+        summed: the last row of the SUM is here that was taken last.
         index_write, index_words: a beat of an index row.
     """
 
@@ -34,6 +44,8 @@ class Asker(wiring.Component):
                 "step": In(STEP_BITS),
                 "bases": In(Bases),
                 "request": Out(stream.Signature(ReadRows)),
+                **number_members(config),
+                "summed": In(1),
                 "index_write": In(1),
                 "index_words": In(beat_layout(config)),
                 "error": Out(1),
@@ -73,6 +85,10 @@ class Asker(wiring.Component):
                         row_parity.eq(0),
                     ]
                     m.next = "SOURCE"
+                    with m.If(self.instruction.payload.kind == Transfer.SUM):
+                        m.next = "SUM"
+            with m.State("SUM"), m.If(self.summed):
+                m.next = "IDLE"
             with m.State("SOURCE"):
                 m.d.comb += ask_source.eq(1)
                 with m.If(move & i.gather):
@@ -137,17 +153,17 @@ class Asker(wiring.Component):
         stride1 = Signal(DRAM_BITS, reset_less=True)
         base1 = Signal(DRAM_BITS, reset_less=True)
         offset1 = Signal(DRAM_BITS, reset_less=True)
+        where = data.View(struct_layout(DramAddress), Mux(kind[1], i.index, i.source))
+        core = core_rows(self, self._config, where)
+        core1 = Signal(len(core), reset_less=True)
         product = Signal(_ADDRESS_BITS, reset_less=True)
-        start = Signal(DRAM_BITS + 1, reset_less=True)
+        start = Signal(max(DRAM_BITS, len(core)) + 2, reset_less=True)
         source = Signal(_ADDRESS_BITS, reset_less=True)
         index = Signal(_ADDRESS_BITS, reset_less=True)
         address = Signal(_ADDRESS_BITS, reset_less=True)
         request_index, valid = Signal(), Signal()
         total = Signal(_ADDRESS_BITS)
 
-        for_index = kind[1]
-        where = Mux(for_index, i.index, i.source)
-        where = data.View(struct_layout(DramAddress), where)
         is_source, is_start, is_index, is_group = kinds[1]
         m.d.comb += [
             move.eq(~valid | self.request.ready),
@@ -161,11 +177,12 @@ class Asker(wiring.Component):
                 stride1.eq(Mux(kind[3], i.stride, where.step_stride)),
                 base1.eq(base[where.register]),
                 offset1.eq(where.offset),
+                core1.eq(core),
                 kinds[1].eq(kinds[0]),
                 row_counts[1].eq(row_counts[0]),
                 # An index row's number is added as it is.
                 product.eq(Mux(kinds[0][2], factor1, factor1 * stride1)),
-                start.eq(base1 + offset1),
+                start.eq(base1 + offset1 + core1),
                 row_counts[2].eq(row_counts[1]),
                 address.eq(total),
                 request_index.eq(is_index),

@@ -22,7 +22,7 @@ Timing, in clock cycles:
 from amaranth.hdl import Const, Module, Mux, Shape, Signal
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from fpgrad.gateware.dma import GROUP_BITS, ReadRows, WriteRows, beat_layout, read_beat_layout
 from fpgrad.isa.config import MachineConfig
@@ -52,13 +52,18 @@ def burst_beats(config: MachineConfig) -> int:
     return min(_MAX_BEATS, _PAGE // (4 * config.memory.dram_words_per_cycle))
 
 
-def ports(config: MachineConfig) -> dict[str, tuple[wiring.Flow, int]]:
-    """The signals of the port without their prefix, seen from the core: direction and width."""
+def id_bits(config: MachineConfig) -> int:
+    """Bits of an ID at the chip's port: of one core, with its number above it."""
+    return 1 + ceil_log2(config.cores)
+
+
+def ports(config: MachineConfig, ids: int = 1) -> dict[str, tuple[wiring.Flow, int]]:
+    """The signals of a port without their prefix, seen from the core: direction and width; IDs have ``ids`` bits."""
     bits = WORD_BITS * config.memory.dram_words_per_cycle
     out: dict[str, tuple[wiring.Flow, int]] = {}
     for channel in ("ar", "aw"):
         out |= {
-            f"{channel}id": (Out, 1),
+            f"{channel}id": (Out, ids),
             f"{channel}addr": (Out, address_bits(config)),
             f"{channel}len": (Out, 8),
             f"{channel}size": (Out, 3),
@@ -67,7 +72,7 @@ def ports(config: MachineConfig) -> dict[str, tuple[wiring.Flow, int]]:
             f"{channel}ready": (In, 1),
         }
     return out | {
-        "rid": (In, 1),
+        "rid": (In, ids),
         "rdata": (In, bits),
         "rresp": (In, 2),
         "rlast": (In, 1),
@@ -78,11 +83,18 @@ def ports(config: MachineConfig) -> dict[str, tuple[wiring.Flow, int]]:
         "wlast": (Out, 1),
         "wvalid": (Out, 1),
         "wready": (In, 1),
-        "bid": (In, 1),
+        "bid": (In, ids),
         "bresp": (In, 2),
         "bvalid": (In, 1),
         "bready": (Out, 1),
     }
+
+
+class Axi(wiring.Signature):
+    """A core's port, seen from the core."""
+
+    def __init__(self, config: MachineConfig) -> None:
+        super().__init__({name: flow(bits) for name, (flow, bits) in ports(config).items()})
 
 
 class Buffer(wiring.Component):
@@ -303,4 +315,14 @@ class AxiPort(wiring.Component):
         return error
 
 
-__all__ = ["READS_QUEUE", "WRITES", "AxiPort", "Buffer", "address_bits", "burst_beats", "ports"]
+__all__ = [
+    "READS_QUEUE",
+    "WRITES",
+    "Axi",
+    "AxiPort",
+    "Buffer",
+    "address_bits",
+    "burst_beats",
+    "id_bits",
+    "ports",
+]

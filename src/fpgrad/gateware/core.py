@@ -1,14 +1,21 @@
-"""The core: four units with their sequencers, the memories between them, and the host's registers."""
+"""The core: four units with their sequencers and the memories between them."""
 
 from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from fpgrad.gateware.dma import ReadRows, WriteRows, beat_layout, read_beat_layout
+from fpgrad.gateware.dma import (
+    ReadRows,
+    WriteRows,
+    beat_layout,
+    number_members,
+    read_beat_layout,
+    row_layout,
+)
 from fpgrad.gateware.load import Load
 from fpgrad.gateware.matrix import MatrixUnit
 from fpgrad.gateware.memory import ExponentMemory, SkewedMemory
-from fpgrad.gateware.registers import HostPort, Registers, RunCounters
+from fpgrad.gateware.registers import Control, CoreStatus
 from fpgrad.gateware.sequencer import Sequencer
 from fpgrad.gateware.store import Store
 from fpgrad.gateware.tokens import TokenChannels
@@ -22,11 +29,13 @@ QUIET_BITS = 18
 
 
 class Core(wiring.Component):
-    """One machine as its configuration describes it.
+    """One of the cores that a configuration describes.
 
     Members:
-        host: the register port.
-        running: a run is going on.
+        number: which one; there only if there are several.
+        control: what the host says to all of them.
+        status: what it can know about this one.
+        rows, sums: to and from the exchange.
         read_request, read_beats, write_request, write_beats, written: the port to external memory.
         port_error: external memory answered with an error.
     """
@@ -35,8 +44,11 @@ class Core(wiring.Component):
         self._config = config
         super().__init__(
             {
-                "host": In(HostPort),
-                "running": Out(1),
+                **number_members(config),
+                "control": In(Control),
+                "status": Out(CoreStatus),
+                "rows": Out(stream.Signature(row_layout(config))),
+                "sums": In(stream.Signature(row_layout(config))),
                 "read_request": Out(stream.Signature(ReadRows)),
                 "read_beats": In(stream.Signature(read_beat_layout(config))),
                 "write_request": Out(stream.Signature(WriteRows)),
@@ -52,14 +64,12 @@ class Core(wiring.Component):
         return self._config
 
     def elaborate(self, platform: object) -> Module:
-        """Sequencers and token channels around the units, memories between them, counters."""
+        """Sequencers and token channels around the units, memories between them."""
         del platform
         m = Module()
         config = self._config
-        m.submodules.registers = registers = Registers(config)
-        m.submodules.counters = counters = RunCounters()
+        control, status = self.control, self.status
         m.submodules.tokens = tokens = TokenChannels()
-        connect(m, wiring.flipped(self.host), registers.host)
 
         m.submodules.load = load = Load(config)
         m.submodules.matrix = matrix = MatrixUnit(config)
@@ -85,25 +95,23 @@ class Core(wiring.Component):
             sequencer = Sequencer(unit=unit, depth=getattr(config.control, name))
             m.submodules[f"{name}_sequencer"] = sequencer
             m.d.comb += [
-                sequencer.write.eq(registers.write[unit]),
-                sequencer.write_data.eq(registers.write_data),
-                sequencer.start.eq(registers.start[unit]),
-                sequencer.stop.eq(registers.stop[unit]),
-                sequencer.steps.eq(registers.steps),
-                sequencer.go.eq(registers.go),
-                sequencer.halt.eq(registers.halt),
+                sequencer.write.eq(control.write[unit]),
+                sequencer.write_data.eq(control.write_data),
+                sequencer.start.eq(control.start[unit]),
+                sequencer.stop.eq(control.stop[unit]),
+                sequencer.steps.eq(control.steps),
+                sequencer.go.eq(control.go),
+                sequencer.halt.eq(control.halt),
                 sequencer.available.eq(tokens.available[unit]),
                 sequencer.done.eq(dones[unit]),
                 tokens.take[unit].eq(sequencer.take),
                 tokens.signal[unit].eq(sequencer.signal),
-                tokens.initial[unit].eq(registers.tokens[unit]),
-                counters.busy[unit].eq(sequencer.busy),
-                registers.at[unit].eq(sequencer.at),
-                registers.at_step[unit].eq(sequencer.at_step),
-                registers.state[unit].busy.eq(sequencer.busy),
-                registers.state[unit].waiting.eq(sequencer.waiting),
-                registers.state[unit].finished.eq(sequencer.finished),
-                registers.busy_cycles[unit].eq(counters.busy_cycles[unit]),
+                tokens.initial[unit].eq(control.tokens[unit]),
+                status.at[unit].eq(sequencer.at),
+                status.at_step[unit].eq(sequencer.at_step),
+                status.state[unit].busy.eq(sequencer.busy),
+                status.state[unit].waiting.eq(sequencer.waiting),
+                status.state[unit].finished.eq(sequencer.finished),
             ]
             connect(m, sequencer.instruction, instructions[unit])
             finished.append(sequencer.finished)
@@ -112,21 +120,29 @@ class Core(wiring.Component):
                 still |= vector.acc.ready & ~vector.acc.valid & matrix.idle
             elif unit is Unit.MATRIX:
                 still |= matrix.acc.valid & ~matrix.acc.ready & ~matrix.busy
+            elif unit is Unit.LOAD:
+                still |= load.starved
+            else:
+                still |= store.rows.valid & ~store.rows.ready
             stuck.append(still)
             if unit in (Unit.LOAD, Unit.STORE):
                 dma = load if unit is Unit.LOAD else store
-                m.d.comb += [dma.step.eq(sequencer.step), dma.bases.eq(registers.bases)]
+                m.d.comb += [dma.step.eq(sequencer.step), dma.bases.eq(control.bases)]
+                for name in number_members(config):
+                    m.d.comb += getattr(dma, name).eq(getattr(self, name))
 
         self._memories(m, load, matrix, vector, store)
         connect(m, load.request, wiring.flipped(self.read_request))
         connect(m, wiring.flipped(self.read_beats), load.beats)
         connect(m, store.request, wiring.flipped(self.write_request))
         connect(m, store.beats, wiring.flipped(self.write_beats))
+        connect(m, store.rows, wiring.flipped(self.rows))
+        connect(m, wiring.flipped(self.sums), load.sums)
         m.d.comb += store.written.eq(self.written)
 
         # A run lasts from the cycle after go to the cycle in which every unit is finished.
         running, address_error = Signal(), Signal()
-        with m.If(registers.go):
+        with m.If(control.go):
             m.d.sync += [running.eq(1), address_error.eq(0)]
         with m.Elif(running & Cat(finished).all()):
             m.d.sync += running.eq(0)
@@ -138,19 +154,15 @@ class Core(wiring.Component):
         with m.Elif(~quiet[-1]):
             m.d.sync += quiet.eq(quiet + 1)
         m.d.comb += [
-            self.running.eq(running),
-            tokens.go.eq(registers.go),
-            counters.clear.eq(registers.go),
-            counters.running.eq(running),
-            vector.clear.eq(registers.go),
-            registers.running.eq(running),
-            registers.rows_left.eq(~matrix.idle),
-            registers.token_overflow.eq(tokens.overflow),
-            registers.address_error.eq(address_error),
-            registers.quiet.eq(quiet[-1]),
-            registers.cycles.eq(counters.cycles),
-            registers.saturated_vector.eq(vector.saturated_vector),
-            registers.saturated_accumulator.eq(vector.saturated_accumulator),
+            tokens.go.eq(control.go),
+            vector.clear.eq(control.go),
+            status.running.eq(running),
+            status.rows_left.eq(~matrix.idle),
+            status.token_overflow.eq(tokens.overflow),
+            status.address_error.eq(address_error),
+            status.quiet.eq(quiet[-1]),
+            status.saturated_vector.eq(vector.saturated_vector),
+            status.saturated_accumulator.eq(vector.saturated_accumulator),
         ]
         return m
 

@@ -6,16 +6,21 @@ request names rows, the beats follow on a stream of their own, and a pulse tells
 last beat is in external memory.
 """
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import bits_for, ceil_log2, exact_log2
 
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS, ROW_BITS, TILE_BITS, Transfer
 from fpgrad.isa.registers import BASE_REGISTERS, WORD_BITS
 
 STEP_BITS = 32
+
+#: Of a kind of transfer.
+KIND_BITS = bits_for(max(Transfer))
 
 #: Instructions of a unit that may be taken and not yet have a place on chip to go on at.
 IN_FLIGHT = 8
@@ -45,6 +50,21 @@ def read_beat_layout(config: MachineConfig) -> data.StructLayout:
     return data.StructLayout({"words": beat_layout(config), "index": 1})
 
 
+def row_layout(config: MachineConfig) -> data.ArrayLayout:
+    """A row of numbers, as codes: what cores send to the exchange and receive from it."""
+    return data.ArrayLayout(config.vector.number.width, config.side)
+
+
+def number_members(config: MachineConfig) -> dict[str, wiring.Member]:
+    """``number``, that of the core, which is added to addresses. It never changes."""
+    return {"number": In(ceil_log2(config.cores))} if config.cores > 1 else {}
+
+
+def core_rows(owner: Any, config: MachineConfig, address: data.View) -> Value:
+    """How far an address is from that of the first core, in DRAM rows; ``owner`` has :func:`number_members`."""
+    return owner.number * address.core_stride if config.cores > 1 else Const(0, 1)
+
+
 def group_rows(config: MachineConfig, kind: Value, rows: Value) -> Value:
     """DRAM rows of one group, see :func:`fpgrad.reference.dma.dram_rows`."""
     if not config.memory.tile_dma:
@@ -62,7 +82,7 @@ def has_masks(config: MachineConfig) -> bool:
 #: The part of an instruction that says where it goes on chip.
 Walk = data.StructLayout(
     {
-        "kind": 2,
+        "kind": KIND_BITS,
         "count": COUNT_BITS,
         "rows": COUNT_BITS,
         "base": ROW_BITS,
@@ -73,7 +93,9 @@ Walk = data.StructLayout(
 
 #: One row of a memory on chip, or one word of exponent memory. ``pads``: a group's last exponent;
 #: ``last``: the instruction's last row.
-Place = data.StructLayout({"kind": 2, "exponent": 1, "address": PLACE_BITS, "pads": 1, "last": 1})
+Place = data.StructLayout(
+    {"kind": KIND_BITS, "exponent": 1, "address": PLACE_BITS, "pads": 1, "last": 1}
+)
 
 
 class Places(wiring.Component):
@@ -112,7 +134,7 @@ class Places(wiring.Component):
 
         valid, exponent = Signal(), Signal()
         inner = Signal(5)
-        kind = Signal(2)
+        kind = Signal(KIND_BITS)
         row_bits = COUNT_BITS + 2 * config.memory.bytes
         rows, left = Signal(row_bits), Signal(row_bits)
         groups = Signal(COUNT_BITS)

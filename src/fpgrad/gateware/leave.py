@@ -157,10 +157,10 @@ class Leave(wiring.Component):
         wiring.connect(m, wiring.flipped(self.tile_write), quantiser.write)
         self._complete(m, ends, tile, quantiser)
 
-        saturated = register(m, _ones(self.saturated), "saturated_lanes")
+        saturated = register(m, ones(self.saturated), "saturated_lanes")
         taken = Signal()
         m.d.sync += taken.eq(self.takes)
-        flags = register(m, _ones(self.flags), "flagged_lanes")
+        flags = register(m, ones(self.flags), "flagged_lanes")
         with m.If(self.clear):
             m.d.sync += [self.saturated_vector.eq(0), self.saturated_accumulator.eq(0)]
         with m.Else():
@@ -195,7 +195,7 @@ class Leave(wiring.Component):
         m.d.sync += owed.eq(owed + finished + (ends & ~tile & ~late) - self.done)
 
 
-def _ones(flags: Value) -> Value:
+def ones(flags: Value) -> Value:
     """How many are set."""
     total: Value = Const(0, 1)
     for n in range(len(flags)):

@@ -1,4 +1,4 @@
-"""The load unit: from external memory to the inbox, tile memory and mask memory.
+"""The load unit: from external memory to the inbox, tile memory and mask memory, from the exchange to the inbox.
 
 Requests run ahead of what comes back: the unit takes an instruction as soon as the last request of
 the one before is on its way, so that external memory's latency is paid once for many instructions.
@@ -21,6 +21,10 @@ Timing, in clock cycles, for an instruction that is taken in cycle s:
 * A unit that is made in cycle u is written in u + 1. Rows of tiles, exponents and masks wait as long as
   the vector unit writes to the same memory in that cycle (an exponent only for an exponent), and the next
   unit, or part of one, is made at the earliest in the cycle of the write.
+* SUM asks for nothing. A row is taken from ``sums`` in the cycle in which it is there and its place is,
+  and becomes a unit in that cycle. The unit takes the next instruction at the earliest in the cycle
+  after its last row was taken: nothing is asked for that could not be taken before other cores have
+  sent their rows, because it would stand in these cores' way to external memory.
 * ``done`` is the cycle after the last write.
 """
 
@@ -29,7 +33,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from fpgrad.gateware.asker import Asker
-from fpgrad.gateware.dma import STEP_BITS, Bases, Places, ReadRows
+from fpgrad.gateware.dma import STEP_BITS, Bases, Places, ReadRows, number_members
 from fpgrad.gateware.unpacker import Unpacker, write_members
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import unit_layout
@@ -42,9 +46,12 @@ class Load(wiring.Component):
     Members:
         instruction, step: from the sequencer.
         bases: the base registers.
+        number: the core's; there only if there are several.
         done: pulses in the cycle after an instruction's last row was written, so that what waits for
             its token reads the row.
         request, beats: the read half of the memory port.
+        sums: rows from the exchange.
+        starved: it has not sent what would be next.
         inbox: the inbox's write port.
         tiles, tiles_busy, exponents_busy: with ``memory.tile_dma``, the write port of tile memory and
             whether another writes a row, or an exponent, in this cycle.
@@ -59,6 +66,7 @@ class Load(wiring.Component):
                 "instruction": In(stream.Signature(unit_layout(Unit.LOAD))),
                 "step": In(STEP_BITS),
                 "bases": In(Bases),
+                **number_members(config),
                 "request": Out(stream.Signature(ReadRows)),
                 "error": Out(1),
                 **write_members(config),
@@ -83,6 +91,7 @@ class Load(wiring.Component):
             self.instruction.ready.eq(asker.instruction.ready & places.walk.ready),
             asker.step.eq(self.step),
             asker.bases.eq(self.bases),
+            asker.summed.eq(unpacker.summed),
             places.walk.valid.eq(self.instruction.valid & asker.instruction.ready),
             walk.kind.eq(i.kind),
             walk.count.eq(i.count),
@@ -94,6 +103,8 @@ class Load(wiring.Component):
             asker.index_words.eq(self.beats.payload.words),
             self.error.eq(asker.error),
         ]
+        for name in number_members(self._config):
+            m.d.comb += getattr(asker, name).eq(getattr(self, name))
         connect(m, asker.request, wiring.flipped(self.request))
         connect(m, places.place, unpacker.place)
         for name in write_members(self._config):

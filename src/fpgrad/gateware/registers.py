@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from fpgrad.gateware.dma import Bases
+from fpgrad.gateware.leave import COUNTER_BITS as SATURATED_BITS
 from fpgrad.gateware.sequencer import INDEX_BITS, STEP_BITS, InstructionWrite
 from fpgrad.gateware.tokens import CHANNEL_BITS, UNITS, Channels
 from fpgrad.isa.config import MachineConfig
@@ -17,9 +18,9 @@ from fpgrad.isa.registers import (
     REGION_LOG2,
     VERSION,
     WORD_BITS,
-    Control,
     Register,
 )
+from fpgrad.isa.registers import Control as Command
 
 #: Width of the counters of a run; at 100 MHz they last for weeks.
 COUNTER_BITS = 48
@@ -35,6 +36,60 @@ HostPort = wiring.Signature(
 
 UnitState = data.StructLayout({"busy": 1, "waiting": 1, "finished": 1})
 
+#: What all cores are told: pulses that begin and abandon a run, what it uses, and a word for each unit's instruction
+#: memory.
+Control = wiring.Signature(
+    {
+        "go": Out(1),
+        "halt": Out(1),
+        "steps": Out(STEP_BITS),
+        "start": Out(INDEX_BITS).array(UNITS),
+        "stop": Out(INDEX_BITS).array(UNITS),
+        "tokens": Out(Channels).array(UNITS),
+        "bases": Out(Bases),
+        "write": Out(1).array(UNITS),
+        "write_data": Out(InstructionWrite),
+    }
+)
+
+#: Where each unit is.
+_WHERE = {
+    "at": Out(INDEX_BITS).array(UNITS),
+    "at_step": Out(STEP_BITS).array(UNITS),
+    "state": Out(UnitState).array(UNITS),
+}
+
+#: What a core says: status as in :class:`fpgrad.isa.registers.Status`, counters, and where each unit is.
+CoreStatus = wiring.Signature(
+    {
+        "running": Out(1),
+        "rows_left": Out(1),
+        "token_overflow": Out(1),
+        "address_error": Out(1),
+        "quiet": Out(1),
+        "saturated_vector": Out(SATURATED_BITS),
+        "saturated_accumulator": Out(SATURATED_BITS),
+        **_WHERE,
+    }
+)
+
+#: What a host reads.
+ChipStatus = wiring.Signature(
+    {
+        "running": Out(1),
+        "rows_left": Out(1),
+        "token_overflow": Out(1),
+        "address_error": Out(1),
+        "quiet": Out(1),
+        "sums_left": Out(1),
+        "cycles": Out(COUNTER_BITS),
+        "saturated_vector": Out(COUNTER_BITS),
+        "saturated_accumulator": Out(COUNTER_BITS),
+        "busy_cycles": Out(COUNTER_BITS).array(UNITS),
+        **_WHERE,
+    }
+)
+
 
 class Registers(wiring.Component):
     """Turns the host's word writes and reads into the core's signals.
@@ -44,12 +99,8 @@ class Registers(wiring.Component):
 
     Members:
         host: the port.
-        go, halt: pulses: begin and abandon a run.
-        steps, start, stop, tokens, bases: what the next run uses.
-        write, write_data: a word for each unit's instruction memory.
-        running, rows_left, token_overflow, address_error, quiet: status, as in ``isa.registers``.
-        cycles, saturated_vector, saturated_accumulator, busy_cycles: counters.
-        at, at_step, state: where each unit is.
+        control: what the host wrote.
+        status: what it reads.
     """
 
     def __init__(self, config: MachineConfig) -> None:
@@ -57,27 +108,8 @@ class Registers(wiring.Component):
         super().__init__(
             {
                 "host": In(HostPort),
-                "go": Out(1),
-                "halt": Out(1),
-                "steps": Out(STEP_BITS),
-                "start": Out(INDEX_BITS).array(UNITS),
-                "stop": Out(INDEX_BITS).array(UNITS),
-                "tokens": Out(Channels).array(UNITS),
-                "bases": Out(Bases),
-                "write": Out(1).array(UNITS),
-                "write_data": Out(InstructionWrite),
-                "running": In(1),
-                "rows_left": In(1),
-                "token_overflow": In(1),
-                "address_error": In(1),
-                "quiet": In(1),
-                "cycles": In(COUNTER_BITS),
-                "saturated_vector": In(COUNTER_BITS),
-                "saturated_accumulator": In(COUNTER_BITS),
-                "busy_cycles": In(COUNTER_BITS).array(UNITS),
-                "at": In(INDEX_BITS).array(UNITS),
-                "at_step": In(STEP_BITS).array(UNITS),
-                "state": In(UnitState).array(UNITS),
+                "control": Out(Control),
+                "status": In(ChipStatus),
             }
         )
 
@@ -96,48 +128,46 @@ class Registers(wiring.Component):
         return m
 
     def _writes(self, m: Module) -> None:
-        address, value = self.host.address, self.host.data
+        address, value, control = self.host.address, self.host.data, self.control
         region = address[REGION_LOG2:]
         to_registers = Signal()
         m.d.comb += to_registers.eq(self.host.write & (region == 0))
-        m.d.sync += [self.go.eq(0), self.halt.eq(0)]
+        m.d.sync += [control.go.eq(0), control.halt.eq(0)]
         with m.If(to_registers), m.Switch(address[:REGION_LOG2]):
             with m.Case(Register.CONTROL):
+                starts = (value & Command.START).bool()
                 m.d.sync += [
-                    self.go.eq((value & Control.START).bool() & ~self.running & ~self.go),
-                    self.halt.eq((value & Control.STOP).bool()),
+                    control.go.eq(starts & ~self.status.running & ~control.go),
+                    control.halt.eq((value & Command.STOP).bool()),
                 ]
             with m.Case(Register.STEPS):
-                m.d.sync += self.steps.eq(value)
+                m.d.sync += control.steps.eq(value)
             for n in range(BASE_REGISTERS):
                 with m.Case(Register.BASE + n):
-                    m.d.sync += self.bases[n].eq(value[:DRAM_BITS])
+                    m.d.sync += control.bases[n].eq(value[:DRAM_BITS])
             for unit in range(UNITS):
                 with m.Case(Register.START + unit):
-                    m.d.sync += self.start[unit].eq(value)
+                    m.d.sync += control.start[unit].eq(value)
                 with m.Case(Register.STOP + unit):
-                    m.d.sync += self.stop[unit].eq(value)
+                    m.d.sync += control.stop[unit].eq(value)
                 with m.Case(Register.TOKENS + unit):
                     m.d.sync += [
-                        self.tokens[unit][k].eq(value[CHANNEL_BITS * k :][:CHANNEL_BITS])
+                        control.tokens[unit][k].eq(value[CHANNEL_BITS * k :][:CHANNEL_BITS])
                         for k in range(UNITS)
                     ]
         word_bits = INSTRUCTION_WORDS_LOG2
         m.d.sync += [
-            self.write_data.word.eq(address[:word_bits]),
-            self.write_data.index.eq(address[word_bits:REGION_LOG2]),
-            self.write_data.data.eq(value),
+            control.write_data.word.eq(address[:word_bits]),
+            control.write_data.index.eq(address[word_bits:REGION_LOG2]),
+            control.write_data.data.eq(value),
         ]
         for unit in range(UNITS):
-            m.d.sync += self.write[unit].eq(self.host.write & (region == 1 + unit))
+            m.d.sync += control.write[unit].eq(self.host.write & (region == 1 + unit))
 
     def _readable(self) -> list[tuple[int, Value]]:
+        s = self.status
         status = Cat(
-            self.running,
-            self.rows_left,
-            self.token_overflow,
-            self.address_error,
-            self.quiet,
+            s.running, s.rows_left, s.token_overflow, s.address_error, s.quiet, s.sums_left
         )
         out: list[tuple[int, Value]] = [
             (Register.MAGIC, Const(MAGIC)),
@@ -149,18 +179,18 @@ class Registers(wiring.Component):
             word = int.from_bytes(digest[4 * n : 4 * n + 4], "big")
             out.append((Register.DIGEST + n, Const(word, WORD_BITS)))
         pairs = [
-            (Register.CYCLES, self.cycles),
-            (Register.SATURATED_VECTOR, self.saturated_vector),
-            (Register.SATURATED_ACCUMULATOR, self.saturated_accumulator),
+            (Register.CYCLES, s.cycles),
+            (Register.SATURATED_VECTOR, s.saturated_vector),
+            (Register.SATURATED_ACCUMULATOR, s.saturated_accumulator),
         ]
-        pairs += [(Register.BUSY + 2 * u, self.busy_cycles[u]) for u in range(UNITS)]
+        pairs += [(Register.BUSY + 2 * u, s.busy_cycles[u]) for u in range(UNITS)]
         for address, counter in pairs:
             out += [(address, counter[:WORD_BITS]), (address + 1, counter[WORD_BITS:])]
         for u in range(UNITS):
             out += [
-                (Register.AT + u, self.at[u]),
-                (Register.STEP + u, self.at_step[u]),
-                (Register.UNIT + u, self.state[u].as_value()),
+                (Register.AT + u, s.at[u]),
+                (Register.STEP + u, s.at_step[u]),
+                (Register.UNIT + u, s.state[u].as_value()),
             ]
         return out
 

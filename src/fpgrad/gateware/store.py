@@ -1,4 +1,4 @@
-"""The store unit: from the outbox, tile memory and mask memory to external memory.
+"""The store unit: from the outbox, tile memory and mask memory to external memory, from the outbox to the exchange.
 
 Rows are read on chip as long as there is room for them in a short queue, and leave it beat by beat.
 Requests and reads of an instruction do not wait until the one before is complete.
@@ -18,6 +18,10 @@ Timing, in clock cycles, for an instruction that is taken in cycle s:
 * A beat that is made in cycle b is on ``beats`` in b + 1; the next one is made at the earliest in the cycle
   in which it is taken. Of a beat of several units, each of them waits for that.
 * ``done`` is the cycle of ``written``.
+* SUM makes no request. Its rows are units like others and leave the queue when they are taken on ``rows``.
+  ``done`` is the cycle after the last was taken, or, if that is later, the one after ``written`` of all that
+  was taken before. The unit takes the next instruction at the earliest in the cycle after it: no address
+  goes to external memory whose data would wait for other cores.
 """
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
@@ -27,16 +31,21 @@ from amaranth.utils import exact_log2
 
 from fpgrad.gateware.dma import (
     GROUP_BITS,
+    KIND_BITS,
     STEP_BITS,
     Bases,
     Place,
     Places,
     WriteRows,
     beat_layout,
+    core_rows,
     group_rows,
     has_masks,
+    number_members,
+    row_layout,
 )
 from fpgrad.gateware.memory import RowReadSignature, WordReadSignature
+from fpgrad.gateware.sequencer import OUTSTANDING
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import unit_layout
 from fpgrad.isa.instructions import COUNT_BITS, DRAM_BITS, Transfer, Unit
@@ -54,9 +63,11 @@ class Store(wiring.Component):
     Members:
         instruction, step: from the sequencer.
         bases: the base registers.
-        done: an instruction's last beat is in external memory.
+        number: the core's; there only if there are several.
+        done: an instruction's last beat is in external memory, or its last row in the exchange.
         request, beats: the write half of the memory port.
         written: the beats of a request that was an instruction's last are in external memory.
+        rows: rows for the exchange.
         outbox: the outbox's read port.
         tiles, exponents: with ``memory.tile_dma``, read ports of tile memory.
         masks: the same of mask memory, where there is one.
@@ -75,10 +86,12 @@ class Store(wiring.Component):
             "instruction": In(stream.Signature(unit_layout(Unit.STORE))),
             "step": In(STEP_BITS),
             "bases": In(Bases),
+            **number_members(config),
             "done": Out(1),
             "request": Out(stream.Signature(WriteRows)),
             "beats": Out(stream.Signature(beat_layout(config))),
             "written": In(1),
+            "rows": Out(stream.Signature(row_layout(config))),
             "outbox": Out(RowReadSignature(width=number.width, depth=depth.outbox_rows, side=t)),
             "error": Out(1),
         }
@@ -102,31 +115,39 @@ class Store(wiring.Component):
         """Requests beside reads; the queue; beats."""
         m = Module()
         m.submodules.places = places = Places(self._config)
-        self._requests(m, places)
         leave = Signal()
-        unit, kind, there = self._read(m, places, leave)
+        unit, bits, there = self._read(m, places, leave)
+        kind, is_sum, summed = data.View(UnitKind, bits), Signal(), Signal()
         m.submodules.packer = packer = Packer(self._config)
         m.d.comb += [
+            is_sum.eq(kind.kind == Transfer.SUM),
             packer.unit.payload.bits.eq(unit),
             packer.unit.payload.kind.eq(kind),
-            packer.unit.valid.eq(there),
-            leave.eq(there & packer.unit.ready),
-            self.done.eq(self.written),
+            packer.unit.valid.eq(there & ~is_sum),
+            self.rows.payload.eq(unit),
+            self.rows.valid.eq(there & is_sum),
+            leave.eq(there & Mux(is_sum, self.rows.ready, packer.unit.ready)),
+            summed.eq(leave & is_sum & kind.last),
         ]
+        self._requests(m, places, summed)
         wiring.connect(m, packer.beats, wiring.flipped(self.beats))
         return m
 
-    def _requests(self, m: Module, places: Places) -> None:
+    def _requests(self, m: Module, places: Places, summed: Value) -> None:
         config = self._config
         i = Signal(unit_layout(Unit.STORE), reset_less=True)
         step = Signal(STEP_BITS, reset_less=True)
         product = Signal(_ADDRESS_BITS, reset_less=True)
-        start = Signal(DRAM_BITS + 1, reset_less=True)
+        core = core_rows(self, config, i.target)
+        start = Signal(max(DRAM_BITS, len(core)) + 2, reset_less=True)
         address = Signal(_ADDRESS_BITS, reset_less=True)
         rows = Signal(GROUP_BITS, reset_less=True)
         left = Signal(COUNT_BITS, reset_less=True)
         base = Array(self.bases[n] for n in range(BASE_REGISTERS))
         taken, valid, walk = self.instruction.payload, Signal(), places.walk.payload
+        # Instructions that external memory has not answered.
+        writes, takes, sent = Signal(range(OUTSTANDING + 1)), Signal(), Signal()
+        m.d.sync += writes.eq(writes + takes - self.written)
         m.d.comb += [
             walk.kind.eq(taken.kind),
             walk.count.eq(taken.count),
@@ -143,11 +164,19 @@ class Store(wiring.Component):
                 ]
                 with m.If(self.instruction.valid & self.instruction.ready):
                     m.d.sync += [i.eq(taken), step.eq(self.step)]
+                    m.d.comb += takes.eq(taken.kind != Transfer.SUM)
                     m.next = "PRODUCT"
+                    with m.If(taken.kind == Transfer.SUM):
+                        m.next = "SEND"
+            with m.State("SEND"), m.If(summed):
+                m.next = "SENT"
+            with m.State("SENT"), m.If(writes == 0):
+                m.d.comb += sent.eq(1)
+                m.next = "IDLE"
             with m.State("PRODUCT"):
                 m.d.sync += [
                     product.eq(step * i.target.step_stride),
-                    start.eq(base[i.target.register] + i.target.offset),
+                    start.eq(base[i.target.register] + i.target.offset + core),
                     rows.eq(group_rows(config, i.kind, i.rows)),
                     left.eq(i.count - 1),
                 ]
@@ -162,6 +191,7 @@ class Store(wiring.Component):
                     with m.If(left == 0):
                         m.next = "IDLE"
         m.d.comb += [
+            self.done.eq(self.written | sent),
             self.request.valid.eq(valid),
             self.request.payload.row.eq(address),
             self.request.payload.rows.eq(rows),
@@ -227,6 +257,7 @@ class Store(wiring.Component):
             kind.kind.eq(read.kind),
             kind.exponent.eq(read.exponent),
             kind.pads.eq(read.pads),
+            kind.last.eq(read.last),
         ]
         m.submodules.queue = queue = fifo.SyncFIFO(
             width=len(unit) + UnitKind.size, depth=STORE_QUEUE
@@ -239,8 +270,8 @@ class Store(wiring.Component):
         return queue.r_data[UnitKind.size :], queue.r_data[: UnitKind.size], queue.r_rdy
 
 
-#: What a unit is; ``pads``: zeros up to the end of a DRAM row follow.
-UnitKind = data.StructLayout({"kind": 2, "exponent": 1, "pads": 1})
+#: What a unit is; ``pads``: zeros up to the end of a DRAM row follow; ``last``: the instruction's last.
+UnitKind = data.StructLayout({"kind": KIND_BITS, "exponent": 1, "pads": 1, "last": 1})
 
 
 class Packer(wiring.Component):

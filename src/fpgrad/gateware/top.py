@@ -1,21 +1,34 @@
-"""The top level: the core with flat port names, and its Verilog.
+"""The top level: hub and cores with flat port names, and their Verilog.
 
 Names of ports hold single underscores only, because tools escape double ones.
 """
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import rtlil
-from amaranth.hdl import ClockDomain, ClockSignal, Module
+from amaranth.hdl import (
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Fragment,
+    Instance,
+    Module,
+    ResetSignal,
+    Value,
+)
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from fpgrad.gateware.axi import AxiPort, ports
-from fpgrad.gateware.core import Core
+from fpgrad.gateware.axi import ports
+from fpgrad.gateware.cell import Cell, CellSignature
+from fpgrad.gateware.hub import Hub, HubSignature
+from fpgrad.gateware.interconnect import port_members
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.registers import ADDRESS_BITS, WORD_BITS
 
@@ -36,14 +49,38 @@ _ZEROS = re.compile(r"\n\s*\S+\[\d+\] = \d+'h0+;")
 #: The name of the top module and of the file that holds it.
 NAME = "fpgrad_core"
 
+#: With several cores, modules of their own: what they share, and one for all of them.
+HUB = "fpgrad_hub"
+CELL = "fpgrad_cell"
+
+
+def flat_ports(part: Any) -> Iterator[tuple[str, wiring.Flow, Value]]:
+    """Ports as a module has them: each signal of an interface under the names on the way to it."""
+    for path, member, value in part.signature.flatten(part):
+        yield _flat(path), member.flow, Value.cast(value)
+
+
+def _flat(path: tuple[str | int, ...]) -> str:
+    return "_".join(str(part) for part in path)
+
+
+def wires(config: MachineConfig) -> Iterator[tuple[int, str, str, bool]]:
+    """What joins the modules of hub and cells: core, the hub's port, the cell's, whether the hub drives it."""
+    cell = CellSignature(config).create()
+    for core in range(config.cores):
+        for path, member, _ in cell.signature.flatten(cell):
+            name, *rest = path
+            hub = path if name == "control" else (name, core, *rest)
+            if name != "number":
+                yield core, _flat(hub), _flat(path), member.flow is In
+
 
 class Top(wiring.Component):
-    """A core whose ports are single signals; ``clk`` and ``rst`` (synchronous) are added to them.
+    """A chip whose ports are single signals; ``clk`` and ``rst`` (synchronous) are added to them.
 
     Args:
         config: the machine.
-        reset: whether there is a ``rst``. A simulation starts from the registers' first values and
-            is a third faster without.
+        reset: whether there is a ``rst``.
 
     Members:
         host_address, host_write, host_data, host_read_data: the register port; a word is on
@@ -57,13 +94,12 @@ class Top(wiring.Component):
         self._reset = reset
         super().__init__(
             {
-                **({} if reset else {"clk": In(1)}),
                 "host_address": In(ADDRESS_BITS),
                 "host_write": In(1),
                 "host_data": In(WORD_BITS),
                 "host_read_data": Out(WORD_BITS),
                 "running": Out(1),
-                **{f"m_axi_{name}": flow(bits) for name, (flow, bits) in ports(config).items()},
+                **port_members(config),
             }
         )
 
@@ -73,45 +109,82 @@ class Top(wiring.Component):
         return self._config
 
     def elaborate(self, platform: object) -> Module:
-        """The core and its port to external memory; a register before the host port."""
-        del platform
+        """The hub and the cells; of several cells, instances of one module."""
         m = Module()
-        if not self._reset:
-            m.domains.sync = ClockDomain(reset_less=True)
-            m.d.comb += ClockSignal().eq(self.clk)
-        m.submodules.core = core = Core(self._config)
-        # In a simulation, logic behind inputs is evaluated on both edges of the clock.
-        m.d.sync += [
-            core.host.address.eq(self.host_address),
-            core.host.write.eq(self.host_write),
-            core.host.data.eq(self.host_data),
-        ]
+        cores = self._config.cores
+        if cores == 1:
+            m.submodules.hub = hub = Hub(self._config)
+            m.submodules.cell = cell = Cell(self._config)
+            cells, memory = [cell], {name: getattr(cell.axi, name) for name in ports(self._config)}
+        else:
+            hub = HubSignature(self._config).create()
+            m.submodules.hub = self._instance(HUB, hub)
+            memory = {name: getattr(hub, f"m_axi_{name}") for name in ports(self._config)}
+            cells = []
+            for n in range(cores):
+                cell = CellSignature(self._config).create()
+                m.submodules[f"cell{n}"] = self._instance(CELL, cell)
+                m.d.comb += cell.number.eq(Const(n))
+                connect(m, cell.axi, hub.axi[n])
+                cells.append(cell)
+        for n, cell in enumerate(cells):
+            # To all of them, which `connect` does not know.
+            for (_, _, to), (_, _, of) in zip(
+                cell.control.signature.flatten(cell.control),
+                hub.control.signature.flatten(hub.control),
+                strict=True,
+            ):
+                m.d.comb += to.eq(of)
+            connect(m, cell.status, hub.status[n])
+            connect(m, cell.rows, hub.rows[n])
+            connect(m, hub.sums[n], cell.sums)
         m.d.comb += [
-            self.host_read_data.eq(core.host.read_data),
-            self.running.eq(core.running),
+            hub.host.address.eq(self.host_address),
+            hub.host.write.eq(self.host_write),
+            hub.host.data.eq(self.host_data),
+            self.host_read_data.eq(hub.host.read_data),
+            self.running.eq(hub.running),
         ]
-        m.submodules.axi = axi = AxiPort(self._config)
-        for name in ("read_request", "read_beats", "write_request", "write_beats"):
-            connect(m, getattr(core, name), getattr(axi, name))
-        m.d.comb += [core.written.eq(axi.written), core.port_error.eq(axi.error)]
-        for name, (flow, _) in ports(self._config).items():
-            outside, inside = getattr(self, f"m_axi_{name}"), getattr(axi, f"m_axi_{name}")
-            m.d.comb += outside.eq(inside) if flow is Out else inside.eq(outside)
+        for name, inside in memory.items():
+            port = getattr(self, f"m_axi_{name}")
+            is_out = self.signature.members[f"m_axi_{name}"].flow is Out
+            m.d.comb += port.eq(inside) if is_out else inside.eq(port)
         return m
+
+    def _instance(self, module: str, part: Any) -> Instance:
+        """A module that is written elsewhere, with the signals of an interface at its ports."""
+        wires = {
+            f"{'i' if flow is In else 'o'}_{name}": value for name, flow, value in flat_ports(part)
+        }
+        wires["i_clk"] = ClockSignal()
+        if self._reset:
+            wires["i_rst"] = ResetSignal()
+        return Instance(module, **wires)
 
 
 def verilog_text(config: MachineConfig, *, reset: bool = True) -> str:
-    """The machine as Verilog, in one text; equal configurations give equal texts.
+    """The machine as Verilog, in one text; equal configurations give equal texts."""
+    modules: dict[str, wiring.Component] = {NAME: Top(config, reset=reset)}
+    if config.cores > 1:
+        modules |= {HUB: Hub(config), CELL: Cell(config)}
+    return "".join(_module_text(name, part, reset=reset) for name, part in modules.items())
+
+
+def _module_text(name: str, component: wiring.Component, *, reset: bool) -> str:
+    """A component and all that is in it.
 
     Amaranth's own conversion leaves every register as a copy of a separate next value, which
-    simulates up to twice as slowly; here Yosys turns them into registers with enables.
+    simulates up to twice as slowly; here Yosys turns them into registers with enables. A simulation
+    starts from the registers' first values, without ``rst``, and is a third faster.
     """
-    top = Top(config, reset=reset)
-    ports = {
-        path[0]: (value, PortDirection.Input if member.flow is In else PortDirection.Output)
-        for path, member, value in top.signature.flatten(top)
-    }
-    text = rtlil.convert(top, name=NAME, ports=ports, emit_src=False)
+    fragment, domain = Fragment.get(component, None), ClockDomain("sync", reset_less=not reset)
+    fragment.add_domains(domain)
+    ports = {"clk": (domain.clk, PortDirection.Input)}
+    if reset:
+        ports["rst"] = (domain.rst, PortDirection.Input)
+    for port, flow, value in flat_ports(component):
+        ports[port] = (value, PortDirection.Input if flow is In else PortDirection.Output)
+    text = rtlil.convert(fragment, name=name, ports=ports, emit_src=False)
     yosys = find_yosys(lambda version: version >= (0, 40))
     script = "\n".join(("read_rtlil <<rtlil", text, "rtlil", *_TO_VERILOG))
     out = yosys.run(["-q", "-"], script, ignore_warnings=True)

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from fpgrad.gateware.dma import Place, has_masks, read_beat_layout
+from fpgrad.gateware.dma import Place, has_masks, read_beat_layout, row_layout
 from fpgrad.gateware.memory import RowWriteSignature
 from fpgrad.gateware.quantise import TileWriteSignature
 from fpgrad.gateware.smallfloat import from_byte
@@ -15,10 +15,12 @@ from fpgrad.isa.registers import WORD_BITS
 
 
 def write_members(config: MachineConfig) -> dict[str, wiring.Member]:
-    """The beats and where they go: what :class:`fpgrad.gateware.load.Load` passes on."""
+    """The beats, the sums and where they go: what :class:`fpgrad.gateware.load.Load` passes on."""
     number, t, depth = config.vector.number, config.side, config.memory
     members = {
         "beats": In(stream.Signature(read_beat_layout(config))),
+        "sums": In(stream.Signature(row_layout(config))),
+        "starved": Out(1),
         "done": Out(1),
         "inbox": Out(RowWriteSignature(width=number.width, depth=depth.inbox_rows, side=t)),
     }
@@ -37,7 +39,9 @@ class Unpacker(wiring.Component):
 
     Members:
         place: where the next unit goes.
-        beats, done, inbox, tiles, masks and what is busy: as in :class:`fpgrad.gateware.load.Load`.
+        beats, sums, starved, done, inbox, tiles, masks and what is busy: as in
+            :class:`fpgrad.gateware.load.Load`.
+        summed: the last row of a SUM is here.
         index_write: a beat of an index row is there.
     """
 
@@ -47,6 +51,7 @@ class Unpacker(wiring.Component):
             {
                 "place": In(stream.Signature(Place)),
                 "index_write": Out(1),
+                "summed": Out(1),
                 **write_members(config),
             }
         )
@@ -69,29 +74,30 @@ class Unpacker(wiring.Component):
         if has_masks(config):
             sizes[Transfer.MASKS] = t
         piece, last_piece = Signal(range(max(t // w, 32 * w))), Signal()
-        unit_ends, beat_ends = Signal(), Signal()
+        unit_ends, beat_ends, is_sum = Signal(), Signal(), Signal()
         with m.Switch(place.kind):
             for kind, size in sizes.items():
                 with m.Case(kind):
                     self._ratio(m, size, piece, last_piece, unit_ends, beat_ends)
+            with m.Case(Transfer.SUM):
+                m.d.comb += [is_sum.eq(1), unit_ends.eq(1), beat_ends.eq(1)]
         if config.memory.tile_dma:
             with m.If(place.exponent):
                 self._ratio(m, 8, piece, last_piece, unit_ends, beat_ends)
             with m.If(place.pads):
                 m.d.comb += beat_ends.eq(1)
 
-        step, drop = Signal(), Signal()
+        step, drop, room = Signal(), Signal(), Signal()
+        there = Mux(is_sum, self.sums.valid, self.beats.valid & ~self.beats.payload.index)
         m.d.comb += [
             self.index_write.eq(self.beats.valid & self.beats.payload.index),
-            step.eq(
-                self.beats.valid
-                & ~self.beats.payload.index
-                & ~drop
-                & self.place.valid
-                & (~full | ~busy)
-            ),
+            room.eq(~drop & self.place.valid & (~full | ~busy)),
+            step.eq(there & room),
             self.place.ready.eq(step & unit_ends),
-            self.beats.ready.eq(self.index_write | drop | (step & beat_ends)),
+            self.beats.ready.eq(self.index_write | drop | (step & beat_ends & ~is_sum)),
+            self.sums.ready.eq(room & is_sum),
+            self.summed.eq(step & is_sum & place.last),
+            self.starved.eq(self.place.valid & is_sum & ~self.sums.valid),
         ]
         if config.memory.tile_dma:
             self._drop(m, step, beat_ends, drop)
@@ -105,7 +111,7 @@ class Unpacker(wiring.Component):
 
         row = self._row(m, step, words, piece)
         m.d.comb += [
-            self.inbox.en.eq(full & ~written.kind[1]),  # ROWS or BYTES
+            self.inbox.en.eq(full & ~written.kind[1]),  # ROWS, BYTES or SUM
             self.inbox.address.eq(written.address),
             *(self.inbox.data[k].eq(row[k]) for k in range(t)),
         ]
@@ -178,7 +184,7 @@ class Unpacker(wiring.Component):
                 m.d.sync += drop.eq(1)
 
     def _row(self, m: Module, step: Signal, words: data.View, piece: Signal) -> list[Signal]:
-        """Words lose their low bits to become codes."""
+        """Words lose their low bits to become codes; sums are codes."""
         t, w = self._config.side, self._config.memory.dram_words_per_cycle
         width = self._config.vector.number.width
         row = [Signal(width, name=f"row_{k}", reset_less=True) for k in range(t)]
@@ -188,6 +194,8 @@ class Unpacker(wiring.Component):
                     m.d.sync += [
                         row[b * w + k].eq(words[k] >> (WORD_BITS - width)) for k in range(w)
                     ]
+        with m.If(self.sums.valid & self.sums.ready):
+            m.d.sync += [lane.eq(code) for lane, code in zip(row, self.sums.payload, strict=True)]
         return row
 
     def _collect(

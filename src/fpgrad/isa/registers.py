@@ -70,6 +70,7 @@ class Status(IntFlag):
     TOKEN_OVERFLOW = 4  # a channel held more than 255 tokens
     ADDRESS_ERROR = 8  # a load or store was outside external memory
     QUIET = 16  # the run goes on, but no unit has an instruction that it can work on
+    SUMS_LEFT = 32  # the exchange holds rows that a core sent and that not all cores have taken
 
 
 class UnitStatus(IntFlag):

@@ -98,6 +98,8 @@ class LinkExecutor:
             raise ExecutionError("a token channel held more than 255 tokens")
         if status & Status.ROWS_LEFT:
             raise ExecutionError("accumulator rows were never taken")
+        if status & Status.SUMS_LEFT:
+            raise ExecutionError("rows were sent to the exchange and never taken")
         return RunResult(
             self._counter(Register.CYCLES),
             self._counter(Register.SATURATED_VECTOR),

@@ -18,7 +18,7 @@ import platformdirs
 import fpgrad.formats
 import fpgrad.gateware
 import fpgrad.isa
-from fpgrad.gateware.top import NAME, write_verilog
+from fpgrad.gateware.top import CELL, HUB, NAME, wires, write_verilog
 from fpgrad.isa.config import MachineConfig
 from fpgrad.rtl.tools import Tools, find_tools, run_tool
 
@@ -44,8 +44,6 @@ RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 VERILATOR_FLAGS = (
     "--cc",
-    "--top-module",
-    NAME,
     "-O3",
     "--x-assign",
     "fast",
@@ -160,12 +158,17 @@ def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress)
     source = write_verilog(config, place, reset=False)[0]
     (place / "public.vlt").write_text(PUBLIC)
     (place / "ports.h").write_text(_ports(config))
+    (place / "cells.h").write_text(_cells(config))
+    # Of several cores each is an object of one class, so that their number costs no time here.
+    tops = (NAME,) if config.cores == 1 else (HUB, CELL)
     progress("Verilator", 0, 1)
-    run_tool(
-        [tools.verilator, *VERILATOR_FLAGS, "--Mdir", place / "obj", "public.vlt", source.name],
-        cwd=place,
-        env={"VERILATOR_ROOT": str(tools.root)},
-    )
+    for top in tops:
+        which = ("--top-module", top, "--Mdir", place / "obj")
+        run_tool(
+            [tools.verilator, *VERILATOR_FLAGS, *which, "public.vlt", source.name],
+            cwd=place,
+            env={"VERILATOR_ROOT": str(tools.root)},
+        )
     include = tools.root / "include"
     sources = sorted((place / "obj").glob("*.cpp"), key=lambda p: -p.stat().st_size)
     sources += [Path(__file__).parent / "model.cpp", *(include / name for name in RUNTIME)]
@@ -193,6 +196,8 @@ def _ports(config: MachineConfig) -> str:
     """The part of the C++ model that follows from the configuration."""
     m, rate = config.memory, config.memory.dram_rate
     values = {
+        "TOP": f"V{NAME if config.cores == 1 else HUB}",
+        "CORES": config.cores,
         "SIDE": config.side,
         "WORDS": m.dram_words_per_cycle,
         "LATENCY": m.dram_latency,
@@ -204,3 +209,23 @@ def _ports(config: MachineConfig) -> str:
         "REFRESH_CYCLES": m.dram_refresh_cycles,
     }
     return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def _cells(config: MachineConfig) -> str:
+    """The models' headers, and for several cores the wires between them and the hub."""
+    tops = (NAME,) if config.cores == 1 else (HUB, CELL)
+    lines = [f'#include "V{top}{part}.h"' for top in tops for part in ("", "___024root")]
+    cell = tops[-1]
+    # Verilator's own: evaluates all logic between registers.
+    lines += [
+        f"using Cell = V{cell};",
+        f"void V{cell}___024root___eval_settle(V{cell}___024root*);",
+        f"inline void settle(Cell& cell) {{ V{cell}___024root___eval_settle(cell.rootp); }}",
+    ]
+    if config.cores > 1:
+        lines += [f"inline void join(V{HUB}& hub, const std::unique_ptr<Cell>* cells) {{"]
+        for core, there, here, is_input in wires(config):
+            hub, cell = f"hub.{there}", f"cells[{core}]->{here}"
+            lines.append(f"    {cell} = {hub};" if is_input else f"    {hub} = {cell};")
+        lines += ["}"]
+    return "\n".join([*lines, ""])

@@ -1,7 +1,9 @@
 // The generated machine, external memory as a behavioural model, and the clock: a small C interface for ctypes.
 //
-// ports.h is written beside the generated sources: SIDE, WORDS (a beat), LATENCY, DRAM_ROWS, BUDGET_GAIN,
-// BUDGET_BEAT, REFRESH_INTERVAL and REFRESH_CYCLES. docs/rtl.md says what they do.
+// ports.h is written beside the generated sources: TOP (the class with the chip's ports), CORES, SIDE, WORDS (a beat),
+// LATENCY, DRAM_ROWS, BUDGET_GAIN, BUDGET_BEAT, REFRESH_INTERVAL and REFRESH_CYCLES. docs/rtl.md says what they do.
+// cells.h has the class Cell, which holds a core, and what joins several of them to the hub they share. With one core
+// TOP and Cell are the same class.
 
 #include <algorithm>
 #include <cstdint>
@@ -12,14 +14,10 @@
 #include <string>
 #include <vector>
 
-#include "Vfpgrad_core.h"
-#include "Vfpgrad_core___024root.h"
+#include "cells.h"
 #include "ports.h"
 #include "verilated.h"
 #include "verilated_syms.h"
-
-// Verilator's own: evaluates all logic between registers.
-void Vfpgrad_core___024root___eval_settle(Vfpgrad_core___024root* vlSelf);
 
 namespace {
 
@@ -39,9 +37,15 @@ struct Burst {
     uint32_t id;
 };
 
+struct Answer {
+    uint32_t response;
+    uint32_t id;
+};
+
 struct Machine {
     VerilatedContext context;
-    std::unique_ptr<Vfpgrad_core> top;
+    std::unique_ptr<TOP> top;
+    std::vector<std::unique_ptr<Cell>> cells;  // if there are several
     uint32_t* dram = nullptr;
     uint64_t now = 0;
     uint64_t written = 0;  // words of external memory up to the last that was written
@@ -51,7 +55,7 @@ struct Machine {
     bool write_next = false;     // whose turn it is if the budget is not enough for both
     bool offered = false;        // a beat is on the R channel
     uint32_t answer = kOkay;     // to the burst that is being written
-    std::deque<uint32_t> answers;
+    std::deque<Answer> answers;
     std::vector<Variable> variables;
 };
 
@@ -74,7 +78,7 @@ void list_variables(Machine& m) {
 
 // External memory in this cycle: what it does with what is on the design's ports, which take what it says.
 inline void serve(Machine& m) {
-    Vfpgrad_core& top = *m.top;
+    TOP& top = *m.top;
     bool refreshing = false;
     if (top.running) {
         m.budget += BUDGET_GAIN;
@@ -100,7 +104,8 @@ inline void serve(Machine& m) {
 
     top.m_axi_bvalid = !m.answers.empty();
     if (!m.answers.empty()) {
-        top.m_axi_bresp = m.answers.front();
+        top.m_axi_bresp = m.answers.front().response;
+        top.m_axi_bid = m.answers.front().id;
         m.answers.pop_front();
     }
     if (read) {
@@ -133,7 +138,7 @@ inline void serve(Machine& m) {
         b.word += WORDS;
         if (top.m_axi_wlast != (--b.left == 0)) m.answer = kSlaveError;
         if (b.left == 0) {
-            m.answers.push_back(m.answer);
+            m.answers.push_back({m.answer, b.id});
             m.answer = kOkay;
             m.writes.pop_front();
         }
@@ -143,16 +148,27 @@ inline void serve(Machine& m) {
     if (top.m_axi_arvalid)
         m.reads.push_back({m.now + LATENCY, top.m_axi_araddr / 4, top.m_axi_arlen + 1u, top.m_axi_arid});
     if (top.m_axi_awvalid)
-        m.writes.push_back({m.now, top.m_axi_awaddr / 4, top.m_axi_awlen + 1u, 0});
+        m.writes.push_back({m.now, top.m_axi_awaddr / 4, top.m_axi_awlen + 1u, top.m_axi_awid});
 }
 
-// One clock cycle. All ports of the design come from registers, so what is read here is settled.
+inline void clock(Machine& m, bool level) {
+    m.top->clk = level;
+    m.top->eval();
+    for (auto& cell : m.cells) {
+        cell->clk = level;
+        cell->eval();
+    }
+}
+
+// One clock cycle. All ports of the design, of the hub and of its cells come from registers, so what is read here is
+// settled.
 inline void tick(Machine& m) {
     serve(m);
-    m.top->clk = 1;
-    m.top->eval();
-    m.top->clk = 0;
-    m.top->eval();
+#if CORES > 1
+    join(*m.top, m.cells.data());
+#endif
+    clock(m, true);
+    clock(m, false);
     ++m.now;
 }
 
@@ -165,11 +181,17 @@ void* fpgrad_open() {
     // Zero pages that the system gives only when they are touched.
     m->dram = static_cast<uint32_t*>(std::calloc(kWords, sizeof(uint32_t)));
     if (!m->dram) return nullptr;
-    m->top = std::make_unique<Vfpgrad_core>(&m->context, "top");
-    m->top->clk = 0;
+    m->top = std::make_unique<TOP>(&m->context, "top");
     m->top->m_axi_arready = 1;
     m->top->m_axi_awready = 1;
-    m->top->eval();
+#if CORES > 1
+    for (int core = 0; core < CORES; ++core) {
+        const std::string name = "core" + std::to_string(core);
+        m->cells.push_back(std::make_unique<Cell>(&m->context, name.c_str()));
+        m->cells.back()->number = core;
+    }
+#endif
+    clock(*m, false);
     list_variables(*m);
     return m.release();
 }
@@ -179,6 +201,7 @@ void fpgrad_close(void* handle) {
     // Scopes are erased from the thread's context, which may be that of another machine, or of one already closed.
     Verilated::threadContextp(&m->context);
     m->top->final();
+    for (auto& cell : m->cells) cell->final();
     std::free(m->dram);
     delete m;
 }
@@ -236,7 +259,12 @@ const char* fpgrad_variable(void* handle, uint64_t n, void** data, uint64_t* byt
 
 // To be called after a variable was written.
 void fpgrad_settle(void* handle) {
-    Vfpgrad_core___024root___eval_settle(static_cast<Machine*>(handle)->top->rootp);
+    auto& m = *static_cast<Machine*>(handle);
+#if CORES > 1
+    for (auto& cell : m.cells) settle(*cell);
+#else
+    settle(*m.top);
+#endif
 }
 
 }  // extern "C"
