@@ -112,14 +112,16 @@ class FunctionPipeline(wiring.Component):
         padding = whole_bits - (bits + 1)
         aligned = Cat(Const(0, padding), significand) if padding >= 0 else significand[-padding:]
         masked = Mux(there, aligned, 0)
-        amount = Signal(signed(e_bits + 3))
-        m.d.comb += amount.eq(e_bits - 1 + fmt.bias - exponent)
+        # No wider than its value: with copies of its sign, a simulator sees a loop in it.
+        farthest = e_bits - 1 + fmt.bias
+        amount = Signal(range(farthest - (1 << e_bits), farthest + max(RANGE_LOG2.values()) + 1))
+        m.d.comb += amount.eq(farthest - exponent)
         for function in self.functions.intersection(symmetric):
             with m.If(self.function == function):
-                m.d.comb += amount.eq(e_bits - 1 + fmt.bias + RANGE_LOG2[function] - exponent)
+                m.d.comb += amount.eq(farthest + RANGE_LOG2[function] - exponent)
         amount_bits = whole_bits.bit_length()
         fixed1 = Signal(whole_bits, reset_less=True)
-        with m.If(amount[amount_bits:].any()):
+        with m.If((amount < 0) | amount[amount_bits:].any()):
             m.d.sync += fixed1.eq(0)
         with m.Else():
             m.d.sync += fixed1.eq(masked >> amount[:amount_bits])
