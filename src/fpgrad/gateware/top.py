@@ -43,6 +43,9 @@ _TO_VERILOG = (
     "attrmap -remove generator -remove top -remove src",
     "write_verilog -norename -noattr",
 )
+#: In a simulation. Where some conditions clear some bits only, the other ``opt_dff`` cuts a register
+#: into pieces, each with its own reset: good for hardware, an assignment with masks in C++.
+_TO_SIMULATION = tuple("opt_dff -nosdff" if p == "opt_dff" else p for p in _TO_VERILOG)
 #: A simulation's memories start at zero without one line for each word.
 _ZEROS = re.compile(r"\n\s*\S+\[\d+\] = \d+'h0+;")
 
@@ -186,7 +189,8 @@ def _module_text(name: str, component: wiring.Component, *, reset: bool) -> str:
         ports[port] = (value, PortDirection.Input if flow is In else PortDirection.Output)
     text = rtlil.convert(fragment, name=name, ports=ports, emit_src=False)
     yosys = find_yosys(lambda version: version >= (0, 40))
-    script = "\n".join(("read_rtlil <<rtlil", text, "rtlil", *_TO_VERILOG))
+    passes = _TO_VERILOG if reset else _TO_SIMULATION
+    script = "\n".join(("read_rtlil <<rtlil", text, "rtlil", *passes))
     out = yosys.run(["-q", "-"], script, ignore_warnings=True)
     return out if reset else _ZEROS.sub("", out)
 
