@@ -10,7 +10,7 @@ from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
 from fpgrad.codegen.cores import check_divided, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
-from fpgrad.codegen.exchange import divide_sums
+from fpgrad.codegen.exchange import divide_sums, room_for_sums
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
@@ -27,7 +27,7 @@ from fpgrad.isa.instructions import TILE_BITS, Source, Unit
 from fpgrad.isa.program import Entry, Program, Symbol
 from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
-#: Rows moved at a time between DRAM and what persists on the chip.
+#: Rows moved at a time between DRAM and what persists on the chip, where there is room.
 CHUNK = 256
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
@@ -58,6 +58,12 @@ class Machine:
         if self.fixed and self.formats.memory.tile_dma:
             return self.formats.memory.tiles
         return None if self.fixed else self.tiles
+
+    @property
+    def chunk(self) -> int:
+        """Rows of what persists that are moved at a time."""
+        memory = self.formats.memory
+        return min(CHUNK, memory.inbox_rows, memory.outbox_rows) if self.fixed else CHUNK
 
 
 def compile_functions(
@@ -98,17 +104,19 @@ def compile_functions(
     selected = {name: select(function, keep) for name, function in functions.items()}
     vector_floor, tile_floor = place_persistent(keep)
 
-    need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
+    need = Need(vector_floor, tile_floor, machine.chunk, machine.chunk)
     emitter = Emitter(config.vector.number, config.side, config.cores)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     pieces: dict[Buffer, Pieces] = {}
     for steps in lists:
-        pieces |= divide_sums(steps, config.side)
+        room = room_for_sums(steps, config.memory if machine.fixed else None)
+        pieces |= divide_sums(steps, config.side, room // 4)
         if config.cores > 1:
             spread(steps, config.cores, config.side)
-        steps.steps = best_order(steps, config)
-    house = housekeeping(keep, vector_floor, config.cores)
+        steps.steps = best_order(steps, config, room)
+    chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
+    house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in lists:
         pieces |= divide(steps, config.side)
     if machine.tile_limit is not None:
@@ -155,7 +163,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, vector_floor, config.cores),
+        describe(functions, selected, keep, vector_floor, config.cores, len(chunks)),
     )
 
 
@@ -164,15 +172,16 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig) -> list[VectorStep]:
-    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split."""
-    side, queue = config.side, config.matrix.queue_rows
+def best_order(steps: StepList, config: MachineConfig, room: int) -> list[VectorStep]:
+    """The steps in the order that is estimated to take the fewest cycles, small passes whole or split; with about
+    ``room`` rows of sums on their way at once."""
+    side, queue, sums = config.side, config.matrix.queue_rows, (steps.exchanges, room)
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, steps.exchanges)[0]
+        return schedule(steps.steps, side, queue, products_first, *sums)[0]
     halves = split(steps).steps
-    best, cycles = schedule(steps.steps, side, queue, soonest_first, steps.exchanges)
+    best, cycles = schedule(steps.steps, side, queue, soonest_first, *sums)
     for candidate, policy in ((halves, soonest_first), (halves, products_first)):
-        order, fewer = schedule(candidate, side, queue, policy, steps.exchanges)
+        order, fewer = schedule(candidate, side, queue, policy, *sums)
         if fewer < cycles - cycles // 100:
             best, cycles = order, fewer
     return best
@@ -209,24 +218,26 @@ def metric_rows(keep: Persistent) -> tuple[int, int]:
     return first, max((b.base or 0) + b.size for b in buffers) - first
 
 
-def image_chunks(keep: Persistent, rows: int, cores: int) -> list[tuple[int, int, int]]:
+def image_chunks(keep: Persistent, rows: int, cores: int, chunk: int) -> list[tuple[int, int, int]]:
     """First row and number of rows of each part of what persists that is moved at once, and the rows from one core's to
     the next core's. With several cores, all have metrics of their own; in the image they lie one behind the other."""
     if cores == 1:
-        return [(first, min(CHUNK, rows - first), 0) for first in range(0, rows, CHUNK)]
+        return [(first, min(chunk, rows - first), 0) for first in range(0, rows, chunk)]
     own, size = metric_rows(keep)
     shared = own if size else rows
-    chunks = [(first, min(CHUNK, shared - first), 0) for first in range(0, shared, CHUNK)]
+    chunks = [(first, min(chunk, shared - first), 0) for first in range(0, shared, chunk)]
     return chunks + [
-        (first, min(CHUNK, own + size - first), size) for first in range(own, own + size, CHUNK)
+        (first, min(chunk, own + size - first), size) for first in range(own, own + size, chunk)
     ]
 
 
-def housekeeping(keep: Persistent, rows: int, cores: int = 1) -> list[StepList]:
+def housekeeping(
+    keep: Persistent, rows: int, cores: int, chunks: Sequence[tuple[int, int, int]]
+) -> list[StepList]:
     """Entries that move what persists: ``load/i`` and ``store/i`` by chunks, ``quantise``, ``reset``, ``metrics``."""
     image = Buffer("image", "vector", rows, persistent=True, base=0)
     lists: list[StepList] = []
-    for i, (first, size, stride) in enumerate(image_chunks(keep, rows, cores)):
+    for i, (first, size, stride) in enumerate(chunks):
         inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
         target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
         load = VectorStep(
@@ -401,6 +412,7 @@ def describe(
     keep: Persistent,
     rows: int,
     cores: int,
+    chunks: int,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values."""
     first, size = metric_rows(keep)
@@ -412,8 +424,7 @@ def describe(
     }
     return {
         "image_rows": rows if cores == 1 or not size else first + cores * size,
-        "chunks": len(image_chunks(keep, rows, cores)),
-        "chunk_rows": CHUNK,
+        "chunks": chunks,
         "metrics": [first, size],
         "states": {
             name: {

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 LATENCY = 100
 ROW_CYCLES = 2
 
-#: Rows of large sums that are sent and not yet used, about: they take room in inbox and outbox.
-ROOM = 1024
-
 #: Sums of fewer rows are not counted.
 SMALL = 64
 
@@ -43,11 +40,12 @@ class Flight:
 
     Args:
         items: of the schedule. exchanges: of its step list.
+        room: rows for them, in the inbox as in the outbox.
     """
 
-    def __init__(self, items: Sequence[Item], exchanges: Iterable[Exchange]) -> None:
+    def __init__(self, items: Sequence[Item], exchanges: Iterable[Exchange], room: int) -> None:
         large = [e for e in exchanges if e.rows >= SMALL]
-        self._room = max([ROOM, *(2 * e.rows for e in large)])
+        self._room = room
         self._sent = {e.out: e for e in large}
         self._come = {e.into: e for e in large}
         self._unread: dict[Exchange, int] = dict.fromkeys(large, 0)
@@ -58,9 +56,9 @@ class Flight:
         self._rows = 0
 
     def allows(self, item: Item) -> bool:
-        """Whether there is room for what an item sends."""
+        """Whether there is room for what an item sends, or nothing else is on its way."""
         new = sum(e.rows for e in self._written_by(item) if e not in self._flying)
-        return not new or self._rows + new <= self._room
+        return not new or not self._rows or self._rows + new <= self._room
 
     def note(self, item: Item) -> None:
         """An item has been given its place in the order."""

@@ -157,6 +157,7 @@ def schedule(
     queue_rows: int,
     policy: Policy,
     exchanges: Sequence[Exchange] = (),
+    room: int = 0,
 ) -> tuple[list[VectorStep], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
@@ -164,13 +165,13 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
-        exchanges: what the steps send to other cores.
+        exchanges: what the steps send to other cores. room: rows of it that may be on their way at once, about.
 
     Returns:
         the order, and an estimate of the step's cycles.
     """
     items = depends(steps, t, exchanges)
-    flight = Flight(items, exchanges)
+    flight = Flight(items, exchanges, room)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
