@@ -168,7 +168,7 @@ def test_train_passes_its_arguments(monkeypatch):
         "1500 cycles a training step, everything included: 30.0 µs at 50 MHz",
         "10 steps took 1.00 s on the rtl, 2.00 s in Keras on this computer",
     ]
-    assert seen == {"epochs": 2, "batch_size": 16, "backend": "rtl", "seed": 0, "clock_hz": 50e6}
+    assert seen == {"epochs": 2, "batch_size": 16, "backend": "rtl", "seed": 0, "clock_hz": 50e6, "cores": 1}
 
 
 def test_keras_missing_names_the_extra(monkeypatch):
