@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
-from fpgrad.codegen.cores import check_divided, per_sample, spread
+from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
+from fpgrad.codegen.flight import Sums
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first
 from fpgrad.codegen.select import Selector, select
@@ -175,13 +176,14 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
 def best_order(steps: StepList, config: MachineConfig, room: int) -> list[VectorStep]:
     """The steps in the order that is estimated to take the fewest cycles, small passes whole or split; with about
     ``room`` rows of sums on their way at once."""
-    side, queue, sums = config.side, config.matrix.queue_rows, (steps.exchanges, room)
+    side, queue = config.side, config.matrix.queue_rows
+    sums = Sums(steps.exchanges, room, input_cycles(steps, config))
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, *sums)[0]
+        return schedule(steps.steps, side, queue, products_first, sums)[0]
     halves = split(steps).steps
-    best, cycles = schedule(steps.steps, side, queue, soonest_first, *sums)
+    best, cycles = schedule(steps.steps, side, queue, soonest_first, sums)
     for candidate, policy in ((halves, soonest_first), (halves, products_first)):
-        order, fewer = schedule(candidate, side, queue, policy, *sums)
+        order, fewer = schedule(candidate, side, queue, policy, sums)
         if fewer < cycles - cycles // 100:
             best, cycles = order, fewer
     return best

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.steps import Buffer, Exchange
@@ -19,8 +20,23 @@ ROW_CYCLES = 2
 SMALL = 64
 
 
-def add_waits(items: Sequence[Item], exchanges: Iterable[Exchange]) -> None:
-    """Let the readers of sums come after the writers of their parts, by as much as the way takes."""
+@dataclass(frozen=True)
+class Sums:
+    """The sums of a step list.
+
+    Args:
+        exchanges: one by one.
+        room: rows of large ones that may be on their way at once, about.
+        behind: cycles in which LOAD fetches the next step's inputs; it can begin when the last sum has come.
+    """
+
+    exchanges: Sequence[Exchange] = ()
+    room: int = 0
+    behind: int = 0
+
+
+def add_waits(items: Sequence[Item], sums: Sums) -> None:
+    """Let the readers of sums come after the writers of their parts, by as much as the way takes; the inputs, too."""
     writers: dict[Buffer, list[Item]] = defaultdict(list)
     readers: dict[Buffer, list[Item]] = defaultdict(list)
     for item in items:
@@ -28,24 +44,25 @@ def add_waits(items: Sequence[Item], exchanges: Iterable[Exchange]) -> None:
             writers[buffer].append(item)
         for buffer in item.step.reads():
             readers[buffer].append(item)
-    for e in exchanges:
+    for e in sums.exchanges:
         latency = LATENCY + ROW_CYCLES * e.rows
         for reader in readers[e.into]:
             for writer in writers[e.out]:
                 reader.before[writer] = max(reader.before.get(writer, 0), latency)
+        for writer in writers[e.out]:
+            writer.tail = latency + sums.behind
 
 
 class Flight:
     """The large sums on their way: an item that would send one more waits until there is room.
 
     Args:
-        items: of the schedule. exchanges: of its step list.
-        room: rows for them, in the inbox as in the outbox.
+        items: of the schedule. sums: of its step list.
     """
 
-    def __init__(self, items: Sequence[Item], exchanges: Iterable[Exchange], room: int) -> None:
-        large = [e for e in exchanges if e.rows >= SMALL]
-        self._room = room
+    def __init__(self, items: Sequence[Item], sums: Sums) -> None:
+        large = [e for e in sums.exchanges if e.rows >= SMALL]
+        self._room = sums.room
         self._sent = {e.out: e for e in large}
         self._come = {e.into: e for e in large}
         self._unread: dict[Exchange, int] = dict.fromkeys(large, 0)

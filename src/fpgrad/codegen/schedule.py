@@ -8,11 +8,11 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fpgrad.codegen.flight import Flight, add_waits
-from fpgrad.codegen.steps import Access, Buffer, Exchange, Region, VectorStep
+from fpgrad.codegen.flight import Flight, Sums, add_waits
+from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -20,15 +20,19 @@ ROW_LATENCY = 20
 TILE_LATENCY = 40
 FILL = 30
 
+NO_SUMS = Sums()
+
 
 @dataclass(eq=False)
 class Item:
-    """A step in the dependency graph. ``before`` maps each predecessor to the latency of what it gives."""
+    """A step in the dependency graph. ``before`` maps each predecessor to the latency of what it gives; ``tail`` is what
+    follows at least, besides those in ``after``."""
 
     step: VectorStep
     index: int
     before: dict[Item, int] = field(default_factory=dict)
     after: list[Item] = field(default_factory=list)
+    tail: int = 0
     height: int = 0
     start: int = 0
     end: int = 0
@@ -69,7 +73,7 @@ class Ledger:
         self.written[region.buffer].append((region, item))
 
 
-def depends(steps: list[VectorStep], t: int, exchanges: Sequence[Exchange] = ()) -> list[Item]:
+def depends(steps: list[VectorStep], t: int, sums: Sums = NO_SUMS) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice."""
     items = [Item(step, i) for i, step in enumerate(steps)]
     for item in items:
@@ -105,14 +109,14 @@ def depends(steps: list[VectorStep], t: int, exchanges: Sequence[Exchange] = ())
             if random is not None:
                 item.before.setdefault(random, 0)
             random = item
-    add_waits(items, exchanges)
+    add_waits(items, sums)
     for item in items:
         item.before.pop(item, None)
         for p in item.before:
             p.after.append(item)
     for item in reversed(items):
         tail = max((n.height + n.before[item] for n in item.after), default=0)
-        item.height = tail + max(item.rows, item.products)
+        item.height = max(tail, item.tail) + max(item.rows, item.products)
     return items
 
 
@@ -156,8 +160,7 @@ def schedule(
     t: int,
     queue_rows: int,
     policy: Policy,
-    exchanges: Sequence[Exchange] = (),
-    room: int = 0,
+    sums: Sums = NO_SUMS,
 ) -> tuple[list[VectorStep], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
@@ -165,13 +168,13 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
-        exchanges: what the steps send to other cores. room: rows of it that may be on their way at once, about.
+        sums: over the cores.
 
     Returns:
         the order, and an estimate of the step's cycles.
     """
-    items = depends(steps, t, exchanges)
-    flight = Flight(items, exchanges, room)
+    items = depends(steps, t, sums)
+    flight = Flight(items, sums)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -186,7 +189,7 @@ def schedule(
     order: list[VectorStep] = []
     while ready:
         # If nothing may go, sums need each other: then they all may.
-        able = [item for item in ready if flight.allows(item)] if exchanges else ready
+        able = [item for item in ready if flight.allows(item)] if sums.exchanges else ready
         best, slot = policy(able or ready, units)
         ready.remove(best)
         flight.note(best)
