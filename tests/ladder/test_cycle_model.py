@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.gateware.matrix_timing import schedule
@@ -9,10 +11,20 @@ from tests.rtl.conftest import CONFIGS
 from tests.rtl.dma_cycles import done_cycles
 from tests.rtl.test_timing import moves, program
 
-from fpgrad.emulator.timing import timeline
+from fpgrad.emulator.timing import PIPELINE, timeline
 from fpgrad.formats import TileFormat
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
-from fpgrad.isa.instructions import Loops, Matrix, Source, Unit, Vector
+from fpgrad.isa.instructions import (
+    Load,
+    Loops,
+    Matrix,
+    Source,
+    Store,
+    Tokens,
+    Transfer,
+    Unit,
+    Vector,
+)
 
 
 @pytest.mark.parametrize("name", ["side 4", "side 8", "moves"])
@@ -54,14 +66,22 @@ def test_products(seed: int):
     assert [r.end for r in found] == wanted.done
 
 
-def test_cores_that_sum_wait_for_each_other():
-    """A row a cycle; a chain of adders."""
-    from tests.isa.test_cores import machine, sum_program
-
-    ends = {}
-    for cores in (1, 2, 3, 4):
-        found = timeline(sum_program(machine(cores)), "sum", 1)
-        loads = [r for r in found if r.unit is Unit.LOAD and r.index == 1]
-        assert len(loads) == cores
-        ends[cores] = max(r.end - r.start for r in loads)
-    assert ends[1] < ends[2] < ends[3] < ends[4]
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [1, 4, 20])
+def test_sums_over_the_cores(cores: int, rows: int):
+    """A row a cycle through a chain of adders, whether LOAD waits for it or comes later."""
+    config = MachineConfig(memory=MemoryConfig(vector_rows=16, tiles=1), cores=cores)
+    load, store = Load(Transfer.SUM, rows=rows), Store(Transfer.SUM, rows=rows)
+    found = timeline(program(config, {Unit.LOAD: (load,), Unit.STORE: (store,)}), "main", 1)
+    # Read two cycles after the instruction, in the exchange three later; written and done in two.
+    summed = 3 + 2 + 3 + 1 + PIPELINE.link * (cores - 1) + rows - 1
+    assert [r.end for r in found if r.unit is Unit.LOAD] == [summed + 2] * cores
+    if rows > 4:
+        return
+    late = Vector(loops=Loops(n0=200), signal=Tokens(load=1))
+    load = replace(load, wait=Tokens(vector=1))
+    units = {Unit.LOAD: (load,), Unit.STORE: (store,), Unit.VECTOR: (late,)}
+    found = timeline(program(config, units), "main", 1)
+    (start,) = {r.start for r in found if r.unit is Unit.LOAD}
+    # What waited in the chain comes without a pause.
+    assert {r.end for r in found if r.unit is Unit.LOAD} == {start + 2 + rows - 1 + 2}
