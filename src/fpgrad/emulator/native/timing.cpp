@@ -51,7 +51,7 @@ class System {
 
   private:
     bool quiet() const {
-        if (!memory_.quiet() || !interconnect_.quiet()) return false;
+        if (!memory_.quiet() || !interconnect_.quiet() || !exchange_.quiet()) return false;
         for (std::size_t n = 0; n < cores_.size(); ++n)
             if (!reads_[n].quiet() || !writes_[n].quiet() || !cores_[n]->load.quiet() || !cores_[n]->store.quiet())
                 return false;

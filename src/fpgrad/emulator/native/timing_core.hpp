@@ -231,13 +231,12 @@ class Follower {
 
     // MATRIX: products go every T cycles while the queue of finished rows has room --------------------------------
 
-    void begin(const Matrix& i, std::int64_t earliest, Of& unit) {
-        // The unit takes an instruction when the one before is in the loader.
-        unit.start = std::max({earliest, matrix_loading_, matrix_scanned_});
-        matrix_go_ = std::max(unit.start, matrix_last_);  // the cycle before the loader's first row
-        matrix_loading_ = matrix_go_ + 1;
-        matrix_scan_ = unit.start + i.terms() + 1;
-        matrix_scanned_ = unit.start;
+    void begin(const Matrix&, std::int64_t earliest, Of& unit) {
+        // The unit takes an instruction when the one before is in the loader, and its last exponents are read.
+        unit.start = std::max({earliest, matrix_scan_, matrix_start_ + 1});
+        matrix_start_ = std::max(unit.start, matrix_last_);
+        matrix_load_ = matrix_start_ + 1;
+        matrix_scan_ = unit.start;
         matrix_tile_ = 0;
     }
     bool finish(const Matrix& i, Of& unit, bool& moved) {
@@ -245,23 +244,34 @@ class Follower {
         for (; matrix_tile_ < tiles; ++matrix_tile_) {
             const std::int64_t needed = ready_.count + i.rows - c_.queue;
             if (needed > taken_.count) return false;
-            std::int64_t first = std::max(matrix_go_, matrix_last_) + t;
-            if (matrix_tile_ == 0) first = std::max(first, matrix_scan_);
-            std::int64_t go = first + (terms - 1) * t;
+            fetches_.push_back(matrix_load_);
+            scan(terms);
+            const std::int64_t first = std::max({matrix_load_ + t - 1, matrix_free_, matrix_scan_});
+            std::int64_t go = first;
+            for (std::int64_t k = 1; k < terms; ++k, go += t) fetches_.push_back(go + 1);
             if (needed > 0) go = std::max(go, taken_[needed - 1] + 1);
-            matrix_go_ = matrix_last_ = go;
-            // The scanner reads a pair a cycle, so many output tiles ahead of the array.
-            matrix_scanned_ += terms;
-            if (matrix_begun_.size() == SCANNED_AHEAD) {
-                matrix_scanned_ = std::max(matrix_scanned_, matrix_begun_.front() + 5);
-                matrix_begun_.pop_front();
-            }
             matrix_begun_.push_back(terms == 1 ? go : first);
+            matrix_last_ = go, matrix_load_ = go + 1, matrix_free_ = go + i.rows;
             for (std::int64_t r = 0; r < i.rows; ++r) ready_.push(go + 1 + c_.drain + r);
             moved = true;
         }
-        unit.end = matrix_go_ + i.rows + 1;
+        unit.end = matrix_last_ + i.rows + 1;
         return true;
+    }
+    // The scanner reads an output tile's exponents, a pair a cycle, but not when the loader fetches a product's own, and
+    // so many output tiles ahead of the array.
+    void scan(std::int64_t terms) {
+        for (std::int64_t pair = 0; pair < terms; ++pair) {
+            ++matrix_scan_;
+            if (pair == terms - 1 && matrix_begun_.size() == SCANNED_AHEAD) {
+                matrix_scan_ = std::max(matrix_scan_, matrix_begun_.front() + 5);
+                matrix_begun_.pop_front();
+            }
+            while (!fetches_.empty() && fetches_.front() <= matrix_scan_) {
+                matrix_scan_ += fetches_.front() == matrix_scan_;
+                fetches_.pop_front();
+            }
+        }
     }
 
     // VECTOR: a row a cycle; the first waits for fences and for slower passes before it -----------------------------
@@ -343,8 +353,11 @@ class Follower {
     Recent ready_, taken_;  // rows of the queue between the matrix and the vector unit
     Writes tiles_, exponents_, masks_;
     std::deque<std::int64_t> matrix_begun_;  // when the last output tiles' first products began
-    std::int64_t matrix_loading_ = 0, matrix_scanned_ = 0, matrix_last_ = NEVER, matrix_go_ = 0, matrix_scan_ = 0,
-                 matrix_tile_ = 0;
+    std::deque<std::int64_t> fetches_;       // when products' exponents are fetched
+    // When the last instruction came into the loader, the last pair was read, the last product's go was, the next
+    // product's first row can be loaded, and its rows streamed.
+    std::int64_t matrix_start_ = NEVER, matrix_scan_ = NEVER, matrix_last_ = NEVER, matrix_load_ = 0,
+                 matrix_free_ = NEVER, matrix_tile_ = 0;
     // The last row's issue and its pass's latency; when a tile's first row may leave again, when the last was written.
     std::int64_t vector_issue_ = NEVER, vector_latency_, vector_settled_ = 0, vector_tile_ = NEVER,
                  vector_written_ = NEVER, vector_done_ = 0;

@@ -176,6 +176,14 @@ class ExchangeChain {
         : c_(c), cores_(static_cast<std::size_t>(c.cores)), buffers_(cores_, 0), links_(cores_ - 1),
           taken_(cores_, false) {}
 
+    // Whether nothing moves before a core sends or takes a row.
+    bool quiet() const {
+        for (std::size_t core = 1; core < cores_; ++core) {
+            const bool partial = core == 1 ? buffers_[0] > 0 : !links_[core - 2].empty();
+            if (partial && buffers_[core] && room(core)) return false;
+        }
+        return true;
+    }
     bool takes(std::size_t core) const { return buffers_[core] < 2; }
     bool there(std::size_t core, std::int64_t cycle) const {
         return cores_ == 1 ? buffers_[0] > 0 : !taken_[core] && total(cores_ - 1, cycle);
@@ -193,8 +201,7 @@ class ExchangeChain {
         }
         std::vector<char> both(cores_, false);
         for (std::size_t core = 1; core < cores_; ++core)
-            both[core] = total(core - 1, cycle) && buffers_[core] &&
-                         links_[core - 1].size() < static_cast<std::size_t>(c_.link_queue);
+            both[core] = total(core - 1, cycle) && buffers_[core] && room(core);
         for (std::size_t core = 1; core < cores_; ++core) {
             if (!both[core]) continue;
             core == 1 ? (void)--buffers_[0] : links_[core - 2].pop_front();
@@ -206,6 +213,7 @@ class ExchangeChain {
     }
 
   private:
+    bool room(std::size_t core) const { return links_[core - 1].size() < static_cast<std::size_t>(c_.link_queue); }
     // Whether the sum of the rows of cores up to this one is there.
     bool total(std::size_t core, std::int64_t cycle) const {
         return core == 0 ? buffers_[0] > 0 : !links_[core - 1].empty() && links_[core - 1].front() <= cycle;
