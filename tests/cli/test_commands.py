@@ -82,6 +82,10 @@ def test_estimate_and_verify_and_verilog_on_a_real_machine(model_file, tmp_path)
     result = run("verify", model_file, "--backend", "reference", "--steps", "1")
     assert result.exit_code == 0
     assert result.stdout.startswith("reference against emulator, 1 training steps: 0 of ")
+    out = run("estimate", model_file, "--cores", "2", "--batch-size", "16").stdout
+    assert "net on 2 cores, 512 MAC lanes" in out
+    result = run("verify", model_file, "--backend", "reference", "--steps", "1", "--cores", "2")
+    assert result.exit_code == 0
     files = run("verilog", model_file, "-o", tmp_path / "out").stdout.split()
     assert {Path(file).suffix for file in files} == {".v", ".fpg"}
     assert all(Path(file).stat().st_size for file in files)
@@ -168,7 +172,14 @@ def test_train_passes_its_arguments(monkeypatch):
         "1500 cycles a training step, everything included: 30.0 µs at 50 MHz",
         "10 steps took 1.00 s on the rtl, 2.00 s in Keras on this computer",
     ]
-    assert seen == {"epochs": 2, "batch_size": 16, "backend": "rtl", "seed": 0, "clock_hz": 50e6}
+    assert seen == {
+        "epochs": 2,
+        "batch_size": 16,
+        "backend": "rtl",
+        "seed": 0,
+        "clock_hz": 50e6,
+        "cores": 1,
+    }
 
 
 def test_keras_missing_names_the_extra(monkeypatch):

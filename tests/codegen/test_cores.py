@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.codegen.models import forward, functions, g, metrics, optimizers
-from tests.codegen.test_maps import NETS, Net, deep, narrow
+from tests.codegen.test_maps import NETS, deep, narrow
 from tests.codegen.test_training import check, labels, wide
 
 from fpgrad.codegen.compile import compile_functions
@@ -18,6 +18,7 @@ from fpgrad.host.session import Session
 from fpgrad.isa.instructions import Instruction, Load, Store, Transfer, Unit
 from fpgrad.isa.program import Program
 from fpgrad.reference import ReferenceExecutor
+from fpgrad.reference.executor import _Run, counts
 from fpgrad.transform import L1L2, build_training, losses, lower
 
 T = 4
@@ -126,6 +127,41 @@ def test_large_gradients_go_in_pieces_in_one_order():
     assert max(memory.inbox_rows, memory.outbox_rows) < sum(sent) * 2 // 3
 
 
+@pytest.mark.parametrize("name", ["dense", "batch norm", "tiles wait"])
+def test_no_sum_has_to_wait_between_the_cores(name, monkeypatch):
+    """A part is sent only while LOAD takes its sum: the least that any queue between the cores holds."""
+    nets = {"batch norm": NETS["batch norm"], "tiles wait": lambda: deep(4, 8)}
+    machine = replace(narrow(), formats=replace(narrow().formats, cores=2))
+    if name == "dense":
+        model, features, classes = forward(8, (40, 100, 60, 3)), 40, 3
+    else:
+        net = nets[name]()
+        model, features, classes = net.done(), net.input.shape[1], net.c
+    fs = functions(model, optimizer=optimizers.sgd(), cores=2)
+    if name == "tiles wait":
+        free = compile_functions(fs, replace(machine, tiles=1 << 15)).config.memory.tiles
+        machine = replace(machine, tiles=free * 9 // 10)
+    program = compile_functions(fs, machine)
+    free_run = trained(program, features, classes)
+    ready = _Run._ready
+
+    def ready_together(run: _Run, unit: Unit) -> bool:
+        if not ready(run, unit):
+            return False
+        instruction = run.program.units[unit][run.at[unit]]
+        if not isinstance(instruction, Store) or instruction.kind is not Transfer.SUM:
+            return True
+        load = run.program.units[Unit.LOAD][run.at[Unit.LOAD]]
+        assert isinstance(load, Load)
+        tokens = all(
+            run.channel[source][Unit.LOAD] >= n for source, n in enumerate(counts(load.wait))
+        )
+        return load.kind is Transfer.SUM and load.rows == instruction.rows and tokens
+
+    monkeypatch.setattr(_Run, "_ready", ready_together)
+    assert trained(program, features, classes) == free_run
+
+
 def test_tiles_of_all_cores_wait_in_external_memory():
     net = deep(4, 8)
     fs = functions(net.done(), optimizer=optimizers.sgd(), cores=2)
@@ -134,25 +170,32 @@ def test_tiles_of_all_cores_wait_in_external_memory():
     tiles = free.config.memory.tiles * 9 // 10
     program = compile_functions(fs, replace(machine, tiles=tiles))
     assert program.meta["functions"]["train"]["spill"]
-    assert trained(program, net) == trained(free, net)
+    data = net.input.shape[1], net.c
+    assert trained(program, *data) == trained(free, *data)
 
 
-def trained(program: Program, net: Net, steps: int = 3) -> dict[str, bytes]:
+def trained(program: Program, features: int, classes: int, steps: int = 3) -> dict[str, bytes]:
     """All states after some steps on the reference, bit for bit."""
     rng = np.random.default_rng(3)
     session = Session(program, ReferenceExecutor(program.config))
     start = {
-        name: rng.normal(size=info["shape"]) * 0.4
+        name: rng.normal(size=info["shape"]) * 0.4 + ("variance" in name)
         for name, info in program.meta["states"].items()
         if info["role"] != "metric"
     }
     session.write_states(start)
     n = session.batch_size
     data = {
-        "x": rng.normal(size=(2 * n, net.input.shape[1])),
-        "y": rng.integers(0, net.c, 2 * n).astype(float),
+        "x": rng.normal(size=(2 * n, features)),
+        "y": rng.integers(0, classes, 2 * n).astype(float),
         "sample_weight": np.ones(2 * n),
+        "valid": np.ones(2 * n),
     }
+    known = {i["name"] for f in program.meta["functions"].values() for i in f["inputs"]}
+    known |= {
+        c for f in program.meta["functions"].values() for group in f["columns"] for c in group
+    }
+    data = {name: values for name, values in data.items() if name in known}
     order = rng.integers(0, 2 * n, (steps, n))
     wanted = program.meta["functions"]["train"]["scalars"]
     scalars = {k: np.full(steps, 1.0 / n if k == "inv_count" else 0.05) for k in wanted}

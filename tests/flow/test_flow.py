@@ -91,6 +91,24 @@ def test_summary_adds_up():
     assert {row.phase for row in summary.layers} >= {"forward", "backward", "gradient", "update"}
 
 
+def shared_program(cores: int) -> Program:
+    """The same model and batch on several cores."""
+    fs = functions(forward(16 // cores, SMALL), optimizer=optimizers.adam(), cores=cores)
+    return compile_model(fs, Machine(MachineConfig(cores=cores)))
+
+
+def test_summary_of_several_cores_counts_all_of_them():
+    summary = summarise(shared_program(2), samples=16)
+    alone = summarise(program())
+    # Sums of the biases are of whole tiles: a row of ones for each core.
+    assert summary.useful_macs == alone.useful_macs
+    assert summary.batch_size == 16
+    assert summary.needs.mac_lanes == 512
+    assert summary.machine.startswith("2 cores, 512 MAC lanes")
+    # A tile row each of both kernels, and a row of each bias.
+    assert summary.notes[1].startswith("Cores: each sends the others 34 rows of 16 numbers a step")
+
+
 def workload() -> dict:
     rng = np.random.default_rng(0)
     data = {
@@ -137,6 +155,26 @@ def test_verify_decodes_the_first_difference(monkeypatch: pytest.MonkeyPatch):
     assert outcome.first is not None
     assert "after step 0: vector row" in outcome.first
     assert "dense0/kernel[2, 5]" in outcome.first
+
+
+def test_verify_compares_the_cores_with_each_other(monkeypatch: pytest.MonkeyPatch):
+    p = shared_program(2)
+    assert verify(p, **workload(), backend="reference").differing == 0
+    row = p.meta["states"]["dense0/kernel"]["base"] + 2
+
+    class Faulty(EmulatorExecutor):
+        def run(self, entry, steps, bases):
+            result = super().run(entry, steps, bases)
+            if entry == "train":
+                self.poke("vector", (1, row, 5), int(self.dump()["vector"][1, row, 5]) ^ 4)
+            return result
+
+    monkeypatch.setitem(build.BACKENDS, "emulator", Faulty)
+    outcome = verify(p, **workload(), backend="emulator")
+    assert outcome.differing == 1
+    assert outcome.first == (
+        "first mismatch, after step 0: dense0/kernel is not the same on core 0 and core 1"
+    )
 
 
 def test_sessions_refuse_what_they_do_not_know():

@@ -8,17 +8,26 @@ from functools import partial
 from typing import Any
 
 from fpgrad.codegen.again import compute_again
-from fpgrad.codegen.allocate import Need, align_up, allocate, lay_out
-from fpgrad.codegen.cores import check_divided, per_sample, spread
+from fpgrad.codegen.allocate import Need, align_up, allocate
+from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
-from fpgrad.codegen.exchange import divide_sums
-from fpgrad.codegen.geometry import BAND, banded
+from fpgrad.codegen.exchange import divide_sums, room_for_sums
+from fpgrad.codegen.flight import Sums
+from fpgrad.codegen.geometry import BAND
+from fpgrad.codegen.housekeeping import (
+    CHUNK,
+    housekeeping,
+    image_chunks,
+    metric_rows,
+    place_outside,
+    place_persistent,
+)
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
-from fpgrad.codegen.steps import Access, Buffer, LoadStep, Place, StepList, StoreStep, VectorStep
+from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.codegen.stream import Limits, fit
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
@@ -29,9 +38,6 @@ from fpgrad.isa.config import ControlConfig, MachineConfig
 from fpgrad.isa.instructions import TILE_BITS, Source, Unit
 from fpgrad.isa.program import Entry, Program, Symbol
 from fpgrad.isa.registers import MAX_INSTRUCTIONS
-
-#: Rows moved at a time between DRAM and what persists on the chip.
-CHUNK = 256
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
@@ -70,6 +76,12 @@ class Machine:
             return Limits(self.tiles, self.rows, self.masks)
         m = self.formats.memory
         return Limits(m.tiles, m.vector_rows, m.mask_rows) if m.tile_dma else Limits()
+
+    @property
+    def chunk(self) -> int:
+        """Rows of what persists that are moved at a time."""
+        memory = self.formats.memory
+        return min(CHUNK, memory.inbox_rows, memory.outbox_rows) if self.fixed else CHUNK
 
 
 def compile_functions(
@@ -113,28 +125,30 @@ def compile_functions(
     vector_floor, tile_floor = place_persistent(keep)
     outside_first = place_outside(keep, vector_floor, config.cores)
 
-    need = Need(vector_floor, tile_floor, CHUNK, CHUNK)
+    need = Need(vector_floor, tile_floor, machine.chunk, machine.chunk)
     emitter = Emitter(config.vector.number, config.side, config.cores, keep.outside_rows)
     entries: dict[str, Entry] = {}
     lists = [selector.out for selector in selected.values()]
     pieces: dict[Buffer, Pieces] = {}
     floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
     for steps in lists:
-        pieces |= divide_sums(steps, config.side)
+        room = room_for_sums(steps, config.memory if machine.fixed else None)
+        pieces |= divide_sums(steps, config.side, room // 4)
         if config.cores > 1:
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
-        order = best_order(steps, config)
+        order = best_order(steps, config, room)
         divided = divide(steps, config.side)
         selection = steps.steps
         steps.steps = [selection[i] for i in order]
-        reorder = partial(order_with, steps, selection, config)
+        reorder = partial(order_with, steps, selection, config, room)
         outside = fit(steps, selection, floors, machine.limits, config.side, reorder)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
-    house = housekeeping(keep, vector_floor, config.cores)
+    chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
+    house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
-        unchanged = partial(order_with, steps, steps.steps, config)
+        unchanged = partial(order_with, steps, steps.steps, config, 0)
         fit(steps, steps.steps, floors, Limits(), config.side, unchanged)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
@@ -171,7 +185,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, vector_floor, config.cores, outside_first),
+        describe(functions, selected, keep, config.cores, len(chunks), outside_first),
     )
 
 
@@ -180,15 +194,17 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig) -> list[int]:
-    """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles."""
+def best_order(steps: StepList, config: MachineConfig, room: int) -> list[int]:
+    """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles; with
+    about ``room`` rows of sums on their way at once."""
     side, queue = config.side, config.matrix.queue_rows
+    sums = Sums(steps.exchanges, room, input_cycles(steps, config))
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, steps.exchanges)[0]
+        return schedule(steps.steps, side, queue, products_first, sums)[0]
     whole, halves = steps.steps, split(steps).steps
-    best, cycles = schedule(whole, side, queue, soonest_first, steps.exchanges)
+    best, cycles = schedule(whole, side, queue, soonest_first, sums)
     for policy in (soonest_first, products_first):
-        order, fewer = schedule(halves, side, queue, policy, steps.exchanges)
+        order, fewer = schedule(halves, side, queue, policy, sums)
         if fewer < cycles - cycles // 100:
             steps.steps, best, cycles = halves, order, fewer
     return best
@@ -198,15 +214,18 @@ def order_with(
     steps: StepList,
     selection: list[VectorStep],
     config: MachineConfig,
+    room: int,
     far: Collection[Buffer],
 ) -> list[VectorStep]:
     """Steps in an order in which what is read of some tensors has the time to come back from external memory.
 
     Args:
         selection: the steps in the order of selection.
+        room: see :func:`best_order`.
     """
-    distance, queue = dict.fromkeys(far, FAR * config.side), config.matrix.queue_rows
-    order, _ = schedule(selection, config.side, queue, steady, steps.exchanges, distance)
+    distance = dict.fromkeys(far, FAR * config.side)
+    sums = Sums(steps.exchanges, room, input_cycles(steps, config))
+    order, _ = schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
     return [selection[i] for i in order]
 
 
@@ -217,135 +236,6 @@ def scalar_index(function: GraphFunction | None) -> dict[str, int]:
     used = {x for node in function.nodes() for x in node.inputs}
     scalars = [n for n in function.inputs if n.attrs["kind"] == "scalar" and n in used]
     return {n.name: i for i, n in enumerate(scalars)}
-
-
-def place_persistent(keep: Persistent) -> tuple[int, int]:
-    """Bases for what persists on the chip, metrics last; the ends in vector memory and in tile memory."""
-    inside = [item for item in keep.states.items() if item[0] not in keep.outside]
-    states = sorted(inside, key=lambda item: keep.roles[item[0]] == "metric")
-    rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
-    rows = lay_out(keep.constant_rows, rows)
-    rows = lay_out(
-        [s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side)
-    )
-    tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
-    tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
-    return align_up(rows, keep.side), tiles
-
-
-def place_outside(keep: Persistent, rows: int, cores: int) -> int:
-    """Bases for what persists outside, in the image of what persists behind the ``rows`` of vector memory and the
-    metrics of other cores than the first. Each core has it for itself, one behind the other; the first one's base."""
-    first = rows if cores == 1 else metric_rows(keep)[0] + cores * metric_rows(keep)[1]
-    first = align_up(max(first, rows), keep.side)
-    lay_out([keep.states[name].buffer for name in sorted(keep.outside)], first)
-    return first
-
-
-def metric_rows(keep: Persistent) -> tuple[int, int]:
-    """First row and number of rows of the metrics."""
-    buffers = [s.buffer for name, s in keep.states.items() if keep.roles[name] == "metric"]
-    if not buffers:
-        return 0, 0
-    first = min(b.base or 0 for b in buffers)
-    return first, max((b.base or 0) + b.size for b in buffers) - first
-
-
-def image_chunks(keep: Persistent, rows: int, cores: int) -> list[tuple[int, int, int]]:
-    """First row and number of rows of each part of what persists that is moved at once, and the rows from one core's to
-    the next core's. With several cores, all have metrics of their own; in the image they lie one behind the other."""
-    if cores == 1:
-        return [(first, min(CHUNK, rows - first), 0) for first in range(0, rows, CHUNK)]
-    own, size = metric_rows(keep)
-    shared = own if size else rows
-    chunks = [(first, min(CHUNK, shared - first), 0) for first in range(0, shared, CHUNK)]
-    return chunks + [
-        (first, min(CHUNK, own + size - first), size) for first in range(own, own + size, CHUNK)
-    ]
-
-
-def housekeeping(keep: Persistent, rows: int, cores: int = 1) -> list[StepList]:
-    """Entries that move what persists: ``load/i`` and ``store/i`` by chunks, ``quantise``, ``reset``, ``metrics``."""
-    image = Buffer("image", "vector", rows, persistent=True, base=0)
-    lists: list[StepList] = []
-    for i, (first, size, stride) in enumerate(image_chunks(keep, rows, cores)):
-        inbox, outbox = Buffer("chunk in", "inbox", size), Buffer("chunk out", "outbox", size)
-        target, source = Access(image, s0=1, offset=first), Access(image, s0=1, offset=first)
-        load = VectorStep(
-            (1, 1, size),
-            Access(inbox, s0=1),
-            target=target,
-            layer="states",
-            phase="load",
-            text="load",
-        )
-        store = VectorStep(
-            (1, 1, size),
-            source,
-            target=Access(outbox, s0=1),
-            layer="states",
-            phase="store",
-            text="store",
-        )
-        lists.append(
-            StepList(
-                f"load/{i}",
-                [load],
-                [LoadStep(inbox, "image", 1, size, offset=first, core_stride=stride)],
-            )
-        )
-        lists.append(
-            StepList(
-                f"store/{i}",
-                [store],
-                [],
-                [StoreStep(outbox, "image", size, offset=first, core_stride=stride)],
-            )
-        )
-    tiles = [p for s, q in quantised_states(keep) for p in banded(requantise(keep, s, q))]
-    lists.append(StepList("quantise", tiles))
-    first, size = metric_rows(keep)
-    if size:
-        outbox = Buffer("metrics out", "outbox", size)
-        area = Access(image, s0=1, offset=first)
-        zero = VectorStep(
-            (1, 1, size), Source.ZERO, target=area, layer="metrics", phase="reset", text="reset"
-        )
-        read = VectorStep(
-            (1, 1, size),
-            area,
-            target=Access(outbox, s0=1),
-            layer="metrics",
-            phase="store",
-            text="read",
-        )
-        lists.append(StepList("reset", [zero]))
-        stride = size if cores > 1 else 0
-        sent = StoreStep(outbox, "metrics", size, core_stride=stride)
-        lists.append(StepList("metrics", [read], [], [sent]))
-    return lists
-
-
-def quantised_states(keep: Persistent) -> list[tuple[Stored, Quantised]]:
-    """Row places with the tiles to make of them."""
-    pairs = [(keep.states[name], q) for name, q in keep.state_tiles.items()]
-    return pairs + list(keep.constant_tiles.values())
-
-
-def requantise(keep: Persistent, stored: Stored, q: Quantised) -> VectorStep:
-    """A pass that makes tiles of rows. Tiles of a constant vector repeat it in all rows."""
-    grid, t = stored.grid, keep.side
-    tile = Access(q.buffer, s2=grid.j, s1=1)
-    if grid.kind == "tiles":
-        source = Access(stored.buffer, s2=grid.j * t, s1=t, s0=1)
-        loops = (grid.m, grid.j, t)
-    else:
-        source = Access(stored.buffer, s1=1)
-        loops = (1, grid.m * grid.j, t if stored.buffer in keep.constant_rows else 1)
-        tile = Access(q.buffer, s1=1)
-    return VectorStep(
-        loops, source, tile=tile, layer=stored.buffer.name, phase="load", text="quantise"
-    )
 
 
 def fitted(
@@ -440,15 +330,15 @@ def describe(
     functions: Mapping[str, GraphFunction],
     selected: Mapping[str, Selector],
     keep: Persistent,
-    rows: int,
     cores: int,
-    first_outside: int,
+    chunks: int,
+    outside_first: int,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values.
 
     Args:
-        rows: of the image, those that are moved to the chip and back.
-        first_outside: the row of the image where what lives outside begins.
+        chunks: parts in which what persists is moved to the chip and back.
+        outside_first: the row of the image where what lives outside begins.
     """
     first, size = metric_rows(keep)
     own = {
@@ -458,10 +348,9 @@ def describe(
         if per_sample(state, samples_of(function))
     }
     return {
-        "image_rows": first_outside + cores * keep.outside_rows,
-        "outside": [first_outside, keep.outside_rows],
-        "chunks": len(image_chunks(keep, rows, cores)),
-        "chunk_rows": CHUNK,
+        "image_rows": outside_first + cores * keep.outside_rows,
+        "outside": [outside_first, keep.outside_rows],
+        "chunks": chunks,
         "metrics": [first, size],
         "states": {
             name: {

@@ -11,6 +11,7 @@ from fpgrad.codegen.steps import StepList
 from fpgrad.codegen.storage import ceil_div
 from fpgrad.errors import GraphError
 from fpgrad.graph import Function, Node, describe
+from fpgrad.isa.config import MachineConfig
 from fpgrad.transform import partial_sums
 
 
@@ -27,6 +28,12 @@ def spread(steps: StepList, cores: int, side: int) -> None:
             load.step_stride, load.core_stride = cores, 1
     for store in steps.stores:
         store.step_stride, store.core_stride = cores * store.step_stride, store.step_stride
+
+
+def input_cycles(steps: StepList, config: MachineConfig) -> int:
+    """Cycles in which external memory sends all cores the inputs of a step."""
+    rows = sum(load.groups * load.rows for load in steps.loads)
+    return config.cores * rows * config.side // config.memory.dram_words_per_cycle
 
 
 def check_divided(functions: Mapping[str, Function]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fpgrad.codegen.divide import Pieces, components
 from fpgrad.codegen.divide import moved as in_pieces
+from fpgrad.codegen.flight import SMALL
 from fpgrad.codegen.geometry import across, moved
 from fpgrad.codegen.steps import (
     Access,
@@ -28,12 +29,14 @@ from fpgrad.codegen.steps import (
 )
 from fpgrad.codegen.storage import Stored, Walk
 from fpgrad.graph import Node
+from fpgrad.isa.config import MemoryConfig
 
 if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
-#: Rows of a piece, about: enough to hide what an instruction and the way to the other cores cost.
-CHUNK = 256
+#: Rows of sums that are sent and not yet used, about, where a machine is made for its program. Four pieces: so many
+#: rows hide what an instruction and the way to the other cores cost.
+ROOM = 1024
 
 #: Pieces of a tensor at most, so that programs stay short.
 MOST = 64
@@ -66,14 +69,28 @@ def all_sum(selector: Selector, node: Node) -> None:
 # Pieces -------------------------------------------------------------------------------------------
 
 
-def divide_sums(steps: StepList, side: int) -> dict[Buffer, Pieces]:
+def room_for_sums(steps: StepList, memory: MemoryConfig | None) -> int:
+    """Rows of inbox and outbox for large sums, in a machine that exists (``memory``) or is to be made (None)."""
+    if memory is None:
+        return max([ROOM, *(4 * e.rows // MOST for e in steps.exchanges)])
+    small = sum(e.rows for e in steps.exchanges if e.rows < SMALL)
+    inbox = memory.inbox_rows - sum(b.size for b in {load.buffer for load in steps.loads})
+    outbox = memory.outbox_rows - sum(b.size for b in {store.buffer for store in steps.stores})
+    return min(ROOM, max(0, min(inbox, outbox) - small))
+
+
+def divide_sums(steps: StepList, side: int, chunk: int) -> dict[Buffer, Pieces]:
     """Cut the passes that write and read large sums, and the sums where no pass needs two pieces together.
+
+    Args:
+        chunk: rows of a piece, about.
 
     Returns:
         the pieces of each buffer that has more than one.
     """
-    large = [e for e in steps.exchanges if e.rows > CHUNK]
-    rows = {b: max(CHUNK, e.rows // MOST) for e in large for b in (e.out, e.into)}
+    chunk = max(chunk, side)
+    large = [e for e in steps.exchanges if e.rows > max(chunk, SMALL)]
+    rows = {b: chunk for e in large for b in (e.out, e.into)}
     steps.steps = [part for step in steps.steps for part in cut(step, rows)]
     touched: dict[Buffer, list[Region]] = {b: [] for b in rows}
     for step in steps.steps:

@@ -8,13 +8,13 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fpgrad.codegen.external import groups
-from fpgrad.codegen.flight import Flight, add_waits
-from fpgrad.codegen.steps import Access, Buffer, Exchange, Region, VectorStep
+from fpgrad.codegen.flight import Flight, Sums, add_waits
+from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -25,15 +25,19 @@ FILL = 30
 #: Cycles that the matrix unit may wait for a product of greater height.
 PATIENCE = 500
 
+NO_SUMS = Sums()
+
 
 @dataclass(eq=False)
 class Item:
-    """A step in the dependency graph. ``before`` maps each predecessor to the latency of what it gives."""
+    """A step in the dependency graph. ``before`` maps each predecessor to the latency of what it gives; ``tail`` is what
+    follows at least, besides those in ``after``."""
 
     step: VectorStep
     index: int
     before: dict[Item, int] = field(default_factory=dict)
     after: list[Item] = field(default_factory=list)
+    tail: int = 0
     height: int = 0
     start: int = 0
     end: int = 0
@@ -77,13 +81,13 @@ class Ledger:
 def depends(
     steps: list[VectorStep],
     t: int,
-    exchanges: Sequence[Exchange] = (),
+    sums: Sums = NO_SUMS,
     distance: Mapping[Buffer, int] = MappingProxyType({}),
 ) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice.
 
     Args:
-        exchanges: what the steps send to other cores.
+        sums: over the cores.
         distance: cycles that what is read of a tensor takes to come back, of the tensors that go out in pieces; a
             piece is read when it is complete, and without delay by those who read no other.
     """
@@ -124,7 +128,7 @@ def depends(
             if random is not None:
                 item.before.setdefault(random, 0)
             random = item
-    add_waits(items, exchanges)
+    add_waits(items, sums)
     for item in items:
         for copy in [p for p in item.before if p.step.again]:
             for p in item.before:
@@ -136,7 +140,7 @@ def depends(
             p.after.append(item)
     for item in reversed(items):
         tail = max((n.height + n.before[item] for n in item.after), default=0)
-        item.height = tail + max(item.rows, item.products)
+        item.height = max(tail, item.tail) + max(item.rows, item.products)
     return items
 
 
@@ -192,7 +196,7 @@ def schedule(
     t: int,
     queue_rows: int,
     policy: Policy,
-    exchanges: Sequence[Exchange] = (),
+    sums: Sums = NO_SUMS,
     distance: Mapping[Buffer, int] = MappingProxyType({}),
 ) -> tuple[list[int], int]:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
@@ -201,13 +205,13 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
-        exchanges, distance: see :func:`depends`.
+        sums, distance: see :func:`depends`.
 
     Returns:
         the order, as indices of ``steps``, and an estimate of the step's cycles.
     """
-    items = depends(steps, t, exchanges, distance)
-    flight = Flight(items, exchanges)
+    items = depends(steps, t, sums, distance)
+    flight = Flight(items, sums)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -222,7 +226,7 @@ def schedule(
     order: list[int] = []
     while ready:
         # If nothing may go, sums need each other: then they all may.
-        able = [item for item in ready if flight.allows(item)] if exchanges else ready
+        able = [item for item in ready if flight.allows(item)] if sums.exchanges else ready
         best, slot = policy(able or ready, units)
         ready.remove(best)
         flight.note(best)

@@ -18,6 +18,7 @@ def follow(
     stop: list[int],
     tokens: list[list[int]],
     steps: int,
+    bases: list[int],
     clockwork: dict[str, int],
 ) -> NDArray[np.int64]: ...
 

@@ -1,17 +1,22 @@
 """The cycle model: when each instruction starts and ends on the machine, without its data.
 
-Timing does not depend on data, so the emulator computes it once for an entry: a few steps are followed instruction by
-instruction, row by row where units wait for each other, by the rules that the gateware's modules state, until steps
-repeat (``native/timing.cpp``). The constants are the pipelines' depths; the gateware's tests compare them with the
-generated hardware. External memory is taken to answer LOAD and STORE as if each were alone, without refresh, and
-writes of LOAD to tile and mask memory are taken not to meet the vector unit's.
+Timing does not depend on data, so the emulator computes it once for an entry: a few steps are followed, until steps
+repeat (``native/timing.cpp``). The matrix and vector units are followed instruction by instruction, row by row where
+they wait for each other; LOAD, STORE, the memory port and external memory, which all cores share, cycle by cycle. The
+rules are those that the gateware's modules state. The constants are the pipelines' depths; the gateware's tests compare
+them with the generated hardware.
+
+What depends on data or on where the host puts things is assumed: that groups are gathered in order, which only decides
+where a long burst is split, and that base registers are 0 unless they are given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fpgrad.emulator import _native
 from fpgrad.emulator.leaves import leaves
@@ -20,8 +25,13 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Unit
 from fpgrad.isa.program import Program
 
-#: Steps that are followed before the rest is taken to repeat the last one.
+#: Steps that are followed before the rest is taken to repeat the last one; fewer if they are so many cycles long.
 FOLLOWED = 6
+FEW, LONG = 3, 200_000
+
+#: Where external memory is refreshed, steps are averaged: so many refreshes, but no more than so many steps.
+REFRESHES = 20
+MOST_AVERAGED = 40
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,10 @@ class Pipeline:
         done: from a pass's last write to its completion.
         settle: from SCALARS or SEED to the next row.
         flight: instructions that LOAD, and STORE, may have in flight besides the one whose rows move.
-        load_ask, load_index: of a LOAD: from its start to the first request's group, and with gather so much later;
-        load_request: from there to the request; load_arrive: from the request to its first beat, besides the memory's
-            latency; load_ready: from an index row's last beat to requests that need it; load_end: from the cycle that
-            makes the last row to the end.
-        store_request, store_read: of a STORE: from its start to the first request, and to the first row read;
-        store_leave: from a row's read to its first beat; store_queue: rows between the two; store_bursts: from a
-            request to its first beat on the port; store_end: from the last beat in memory to the end.
+        reads_queue: beats that may wait for LOAD; writes: bursts of writes that memory has not answered.
+        store_queue: units that may be on their way from a memory on chip to the port.
+        link: of the exchange, from two rows to their sum; link_queue: sums that may be in an adder or behind it.
+        owners: bursts of writes of several cores whose beats are not yet all on the port.
     """
 
     offer: int = 3
@@ -57,18 +64,12 @@ class Pipeline:
     done: int = 1
     settle: int = 3
     flight: int = 8
-    load_ask: int = 2
-    load_index: int = 1
-    load_request: int = 3
-    load_arrive: int = 3
-    load_ready: int = 2
-    load_end: int = 2
-    store_request: int = 3
-    store_read: int = 2
-    store_leave: int = 3
+    reads_queue: int = 16
+    writes: int = 16
     store_queue: int = 4
-    store_bursts: int = 2
-    store_end: int = 2
+    link: int = 5
+    link_queue: int = 8
+    owners: int = 16
 
     def quantise(self, side: int) -> int:
         """From a tile's last row to its last write."""
@@ -84,8 +85,9 @@ PIPELINE = Pipeline()
 
 @dataclass(frozen=True)
 class Record:
-    """One instruction of one step: the cycle in which it was issued and the one in which it was complete."""
+    """One instruction of one step on one core: the cycles in which it was issued and in which it was complete."""
 
+    core: int
     unit: Unit
     index: int
     step: int
@@ -96,56 +98,68 @@ class Record:
 def _clockwork(config: MachineConfig, pipeline: Pipeline) -> dict[str, int]:
     """What the native model has to know of a machine, by the names of its Clockwork."""
     p, memory, side = pipeline, config.memory, config.side
-    words = memory.dram_words_per_cycle
+    words, rate = memory.dram_words_per_cycle, memory.dram_rate
+    names = (
+        "offer", "outstanding", "vector", "function", "multiply", "visible", "done", "settle", "flight", "reads_queue",
+        "writes", "store_queue", "link", "link_queue", "owners",
+    )  # fmt: skip
     return {
         "side": side,
         "words": words,
+        "cores": config.cores,
         "latency": memory.dram_latency,
+        "beat_cost": words * rate.denominator,
+        "budget_gain": rate.numerator,
+        "refresh_interval": memory.dram_refresh_interval,
+        "refresh_cycles": memory.dram_refresh_cycles,
         "ways": config.vector.ways,
-        "rate": min(1000, int(1000 * memory.dram_rate / words)),
         "quantise": p.quantise(side),
         "drain": p.drain(side),
         "queue": config.matrix.queue_rows,
         "burst": min(256, 4096 // (4 * words)),
-        **{
-            name: getattr(p, name)
-            for name in (
-                "offer", "outstanding", "vector", "function", "multiply", "visible", "done", "settle", "flight",
-                "load_ask", "load_index", "load_request", "load_arrive", "load_ready", "load_end",
-                "store_request", "store_read", "store_leave", "store_queue", "store_bursts", "store_end",
-            )
-        },
-    }  # fmt: skip
+        **{name: getattr(p, name) for name in names},
+    }
+
+
+class _Followed:
+    """A program in the form in which the native model takes it."""
+
+    def __init__(self, program: Program, pipeline: Pipeline) -> None:
+        self._program = program
+        self._leaves = [leaves(program, unit) for unit in Unit]
+        self._clockwork = _clockwork(program.config, pipeline)
+
+    def records(self, entry: str, steps: int, bases: Sequence[int] = ()) -> NDArray[np.int64]:
+        """Core, unit, index, step, start and end of every instruction. Errors are those of :func:`timeline`."""
+        entries = self._program.entries
+        if entry not in entries:
+            raise ProgramError(f"entry must be one of {sorted(entries)}, not {entry!r}")
+        e = entries[entry]
+        load, matrix, vector, store = self._leaves
+        registers = [*bases, *[0] * (16 - len(bases))]
+        try:
+            return _native.follow(
+                load, matrix, vector, store, list(e.start), list(e.stop), [list(row) for row in e.tokens],
+                steps, registers, self._clockwork,
+            )  # fmt: skip
+        except _native.Fault as fault:
+            raise ExecutionError(str(fault)) from None
 
 
 def timeline(
-    program: Program, entry: str, steps: int = 2, pipeline: Pipeline = PIPELINE
+    program: Program,
+    entry: str,
+    steps: int = 2,
+    pipeline: Pipeline = PIPELINE,
+    bases: Sequence[int] = (),
 ) -> list[Record]:
-    """When each instruction of the first ``steps`` steps was issued and complete.
+    """When each instruction of a run of ``steps`` steps was issued and complete; ``bases`` as for a run.
 
     Raises:
         ProgramError: no such entry. ExecutionError: the units wait for each other.
     """
-    if entry not in program.entries:
-        raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
-    e = program.entries[entry]
-    try:
-        records = _native.follow(
-            leaves(program, Unit.LOAD),
-            leaves(program, Unit.MATRIX),
-            leaves(program, Unit.VECTOR),
-            leaves(program, Unit.STORE),
-            list(e.start),
-            list(e.stop),
-            [list(row) for row in e.tokens],
-            steps,
-            _clockwork(program.config, pipeline),
-        )
-    except _native.Fault as fault:
-        raise ExecutionError(str(fault)) from None
-    return [
-        Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()
-    ]
+    records = _Followed(program, pipeline).records(entry, steps, bases)
+    return [Record(core, Unit(unit), *numbers) for core, unit, *numbers in records.tolist()]
 
 
 class CycleModel:
@@ -154,32 +168,54 @@ class CycleModel:
     def __init__(self, program: Program, pipeline: Pipeline = PIPELINE) -> None:
         self.program = program
         self.pipeline = pipeline
-        self._ends: dict[str, tuple[int, ...]] = {}
+        self._native: _Followed | None = None
+        self._ends_of: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._steady: dict[str, float] = {}
 
-    def _step_ends(self, entry: str) -> tuple[int, ...]:
-        """The cycle in which each of the first steps has ended."""
-        if entry not in self._ends:
-            ends = [0] * FOLLOWED
-            for record in timeline(self.program, entry, FOLLOWED, self.pipeline):
-                ends[record.step] = max(ends[record.step], record.end)
-            self._ends[entry] = tuple(int(x) for x in np.maximum.accumulate(ends))
-        return self._ends[entry]
+    def _ends(self, entry: str, steps: int) -> tuple[int, ...]:
+        """The cycle in which each step of a run of so many has ended."""
+        if (entry, steps) not in self._ends_of:
+            if self._native is None:
+                self._native = _Followed(self.program, self.pipeline)
+            ends = np.zeros(steps, np.int64)
+            records = self._native.records(entry, steps)
+            np.maximum.at(ends, records[:, 3], records[:, 5])
+            self._ends_of[entry, steps] = tuple(np.maximum.accumulate(ends).tolist())
+        return self._ends_of[entry, steps]
+
+    def _settled(self, entry: str) -> int:
+        """From which step on all are alike: of long ones few are followed, where a few cycles do not matter."""
+        return FOLLOWED if self._ends(entry, FEW)[0] < LONG else FEW
+
+    def _step(self, entry: str) -> float:
+        """Cycles of a step that has others before and behind it."""
+        if entry not in self._steady:
+            settled = self._settled(entry)
+            ends = self._ends(entry, settled + 1)
+            steps = 1
+            if interval := self.program.config.memory.dram_refresh_interval:
+                # Over so many steps that it does not matter in how many of them memory is refreshed once more.
+                last = max(1, ends[-2] - ends[-3])
+                steps = min(MOST_AVERAGED, -(-REFRESHES * interval // last))
+                ends = self._ends(entry, settled + steps)
+            self._steady[entry] = (ends[-2] - ends[-2 - steps]) / steps
+        return self._steady[entry]
 
     def run(self, entry: str, steps: int) -> int:
         """Cycles of a run of ``steps`` steps, from its start to the end of its last unit."""
         if steps <= 0:
             return 0
-        ends = self._step_ends(entry)
-        if not ends[-1]:
+        settled = self._settled(entry)
+        followed = self._ends(entry, min(steps, settled))[-1]
+        if not followed:
             return 0
-        if steps <= FOLLOWED:
-            return ends[steps - 1] + self.pipeline.finish
-        return ends[-1] + (steps - FOLLOWED) * (ends[-1] - ends[-2]) + self.pipeline.finish
+        more = steps - settled
+        further = round(more * self._step(entry)) if more > 0 else 0
+        return followed + further + self.pipeline.finish
 
     def per_step(self, entry: str) -> int:
         """Cycles that a step takes in the steady state of a long run."""
-        ends = self._step_ends(entry)
-        return ends[-1] - ends[-2]
+        return round(self._step(entry))
 
 
 def run_cycles(program: Program, entry: str, steps: int) -> int:

@@ -93,20 +93,20 @@ class Native {
         return out;
     }
 
-    // Rows of unit, index, step, start and end: see timing.hpp.
+    // Rows of core, unit, index, step, start and end: see timing.hpp.
     static Out<std::int64_t> follow_entry(Rows<Leaf> load, Rows<Leaf> matrix, Rows<Leaf> vector, Rows<Leaf> store,
                                           const std::vector<Leaf>& start, const std::vector<Leaf>& stop,
                                           const std::vector<std::vector<Leaf>>& tokens, std::int64_t steps,
-                                          const nb::dict& clockwork) {
+                                          const std::vector<std::int64_t>& bases, const nb::dict& clockwork) {
         const Program program{instructions<Load>(load), instructions<Matrix>(matrix), instructions<Vector>(vector),
                               instructions<Store>(store)};
         Clockwork c;
         c.visit([&](const char* name, std::int64_t& value) { value = nb::cast<std::int64_t>(clockwork[name]); });
-        const std::vector<Record> records = follow(program, make_entry(start, stop, tokens), steps, c);
+        const std::vector<Record> records = follow(program, make_entry(start, stop, tokens), steps, bases, c);
         std::int64_t* data;
-        auto out = make_array<std::int64_t>({records.size(), 5}, data);
+        auto out = make_array<std::int64_t>({records.size(), 6}, data);
         for (const Record& r : records)
-            for (std::int64_t x : {r.unit, r.index, r.step, r.start, r.end}) *data++ = x;
+            for (std::int64_t x : {r.core, r.unit, r.index, r.step, r.start, r.end}) *data++ = x;
         return out;
     }
 

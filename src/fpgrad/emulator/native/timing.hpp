@@ -10,33 +10,35 @@ namespace fpgrad {
 
 // What the model has to know of a machine; the pipelines' depths are explained in timing.py.
 struct Clockwork {
-    std::int64_t side = 16, words = 16, latency = 0, ways = 4;
-    std::int64_t rate = 1000;  // beats that external memory moves in a thousand cycles
-    std::int64_t offer = 0, outstanding = 0, vector = 0, function = 0, multiply = 0, visible = 0, done = 0, settle = 0;
+    std::int64_t side = 16, words = 16, cores = 1;
+    // External memory: cycles to a read's first beat, what a beat costs of a budget and what that grows by in a cycle,
+    // and when it is refreshed.
+    std::int64_t latency = 0, beat_cost = 1, budget_gain = 1, refresh_interval = 0, refresh_cycles = 0;
+    std::int64_t offer = 0, outstanding = 0;
+    std::int64_t ways = 4, vector = 0, function = 0, multiply = 0, visible = 0, done = 0, settle = 0;
     std::int64_t quantise = 0, drain = 0, queue = 0;
-    std::int64_t flight = 0, burst = 0;
-    std::int64_t load_ask = 0, load_index = 0, load_request = 0, load_arrive = 0, load_ready = 0, load_end = 0;
-    std::int64_t store_request = 0, store_read = 0, store_leave = 0, store_queue = 0, store_bursts = 0, store_end = 0;
+    std::int64_t flight = 0, burst = 0, reads_queue = 0, writes = 0, store_queue = 0, link = 0, link_queue = 0,
+                 owners = 0;
 
     template <class F> void visit(F f) {
-        f("side", side), f("words", words), f("latency", latency), f("ways", ways), f("rate", rate);
-        f("offer", offer), f("outstanding", outstanding), f("vector", vector), f("function", function);
+        f("side", side), f("words", words), f("cores", cores), f("latency", latency), f("beat_cost", beat_cost);
+        f("budget_gain", budget_gain), f("refresh_interval", refresh_interval), f("refresh_cycles", refresh_cycles);
+        f("offer", offer), f("outstanding", outstanding), f("ways", ways), f("vector", vector), f("function", function);
         f("multiply", multiply), f("visible", visible), f("done", done), f("settle", settle);
-        f("quantise", quantise), f("drain", drain), f("queue", queue);
-        f("flight", flight), f("burst", burst), f("load_ask", load_ask), f("load_index", load_index);
-        f("load_request", load_request), f("load_arrive", load_arrive), f("load_ready", load_ready);
-        f("load_end", load_end), f("store_request", store_request), f("store_read", store_read);
-        f("store_leave", store_leave), f("store_queue", store_queue), f("store_bursts", store_bursts);
-        f("store_end", store_end);
+        f("quantise", quantise), f("drain", drain), f("queue", queue), f("flight", flight), f("burst", burst);
+        f("reads_queue", reads_queue), f("writes", writes), f("store_queue", store_queue), f("link", link);
+        f("link_queue", link_queue), f("owners", owners);
     }
 };
 
-// One instruction of one step: the cycle in which it was issued and the one in which it was complete.
+// One instruction of one step on one core: the cycle in which it was issued and the one in which it was complete.
 struct Record {
-    std::int64_t unit, index, step, start, end;
+    std::int64_t core, unit, index, step, start, end;
 };
 
-// Follows all units to the end of `steps` steps. Throws Fault when they wait for each other.
-std::vector<Record> follow(const Program& program, const Entry& entry, std::int64_t steps, const Clockwork& clockwork);
+// Follows all units to the end of `steps` steps; `bases` are the base registers. Throws Fault when they wait for each
+// other.
+std::vector<Record> follow(const Program& program, const Entry& entry, std::int64_t steps,
+                           const std::vector<std::int64_t>& bases, const Clockwork& clockwork);
 
 }  // namespace fpgrad
