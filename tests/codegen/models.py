@@ -80,7 +80,7 @@ def float_train(
             mine.update(new)
     per_sample = len(np.split(order[0], cores)[0])
     return {
-        name: sum(mine[name] for mine in each)
+        name: np.sum([mine[name] for mine in each], axis=0)
         if value.shape[0] == per_sample and "_sum" in name
         else value
         for name, value in each[0].items()
