@@ -96,7 +96,8 @@ class Follower {
         bool read_granted, beat, index, sum;
         bool write_granted, sends, written, row;
     };
-    // Steps LOAD and STORE; whether LOAD took a beat, a sum, and whether anything began or ended.
+    // Steps LOAD and STORE; whether LOAD took a beat, a sum, and whether anything began, ended, or waits for a pass that
+    // writes where LOAD does.
     struct Moved {
         bool pop, took_sum, any;
     };
@@ -114,7 +115,7 @@ class Follower {
         if (l.done) finish(LOAD, cycle);
         if (s.done) finish(STORE, cycle);
         if (l.done || s.done) run_ahead();
-        return {l.pop, l.took_sum, l.took || s.took || l.done || s.done};
+        return {l.pop, l.took_sum, l.took || s.took || l.done || s.done || busy};
     }
     // The cycle from which a free LOAD or STORE has something to do; -1: it waits for something unknown.
     std::int64_t earliest() const {
