@@ -136,9 +136,8 @@ def test_same_bits_with_any_room(name, tiles, rows, masks):
     fs, machine, free = built(name)
     try:
         program = compile_functions(fs, limited(machine, free, tiles, rows, masks))
-    except MemoryCapacityError as error:
-        assert "even with external memory; there is room for" in str(error)
-        return
+    except MemoryCapacityError:
+        return  # what it says is tested below
     net = NETS[name]()
     results = [trained(p, net, EmulatorExecutor(p.config), 2) for p in (program, free)]
     assert results[0] == results[1]

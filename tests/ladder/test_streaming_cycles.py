@@ -48,7 +48,7 @@ def machine(name: str) -> MachineConfig:
 def test_cycles_of_streaming_networks(name: str):
     config = machine(name)
     rtl = make_executor("rtl", config)
-    for net in (deep(4, 12), deep(8, 8)):
+    for net in (deep(4, 12), deep(4, 11)):
         program = compiled(net, Machine(config, fixed=True))
         loads, stores = (program.units[u] for u in (Unit.LOAD, Unit.STORE))
         moved = [i for i in (*loads, *stores) if isinstance(i, Load | Store)]

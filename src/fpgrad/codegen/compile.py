@@ -13,8 +13,8 @@ from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
+from fpgrad.codegen.external import Pace, band_rows
 from fpgrad.codegen.flight import Sums
-from fpgrad.codegen.geometry import BAND
 from fpgrad.codegen.housekeeping import (
     CHUNK,
     housekeeping,
@@ -44,9 +44,6 @@ MAP_QUEUE = 32
 
 #: How much of vector memory what persists may take where memory is limited; the rest lives outside.
 STATES = 0.4
-
-#: Tiles' worth of cycles between writing a band that goes out and reading it when it is back.
-FAR = 3 * BAND
 
 #: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
 FEW = 250
@@ -131,6 +128,7 @@ def compile_functions(
     lists = [selector.out for selector in selected.values()]
     pieces: dict[Buffer, Pieces] = {}
     floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
+    pace = Pace(config.side, float(config.memory.dram_rate) / config.cores)
     for steps in lists:
         room = room_for_sums(steps, config.memory if machine.fixed else None)
         pieces |= divide_sums(steps, config.side, room // 4)
@@ -142,14 +140,14 @@ def compile_functions(
         divided = divide(steps, config.side)
         selection = steps.steps
         steps.steps = [selection[i] for i in order]
-        reorder = partial(order_with, steps, selection, config, room)
-        outside = fit(steps, selection, floors, machine.limits, config.side, reorder)
+        reorder = partial(order_with, steps, selection, config, room, pace)
+        outside = fit(steps, selection, floors, machine.limits, pace, reorder)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
     chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
     house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
-        unchanged = partial(order_with, steps, steps.steps, config, 0)
-        fit(steps, steps.steps, floors, Limits(), config.side, unchanged)
+        unchanged = partial(order_with, steps, steps.steps, config, 0, pace)
+        fit(steps, steps.steps, floors, Limits(), pace, unchanged)
     for steps in (*lists, *house):
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
@@ -215,6 +213,7 @@ def order_with(
     selection: list[VectorStep],
     config: MachineConfig,
     room: int,
+    pace: Pace,
     far: Collection[Buffer],
 ) -> list[VectorStep]:
     """Steps in an order in which what is read of some tensors has the time to come back from external memory.
@@ -223,7 +222,7 @@ def order_with(
         selection: the steps in the order of selection.
         room: see :func:`best_order`.
     """
-    distance = dict.fromkeys(far, FAR * config.side)
+    distance = {b: 2 * pace.cycles(b.place, band_rows(b)) + pace.ahead for b in far}
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
     order, _ = schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
     return [selection[i] for i in order]

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import gcd, lcm
+from math import ceil, gcd, lcm
 from typing import Literal
 
 from fpgrad.codegen.geometry import BAND, band_of
@@ -133,20 +133,39 @@ class Plan:
         return max(m.row + m.rows for m in self.moves)
 
 
-class Clock:
-    """Estimated cycles at which steps begin."""
+@dataclass(frozen=True)
+class Pace:
+    """How fast things move.
 
-    def __init__(self, steps: Sequence[VectorStep], side: int) -> None:
-        self.side = side
-        self.starts = [0]
-        for step in steps:
-            products = 0 if step.matrix is None else step.matrix.products
-            self.starts.append(self.starts[-1] + max(step.rows, products * side))
+    Args:
+        side: T.
+        words: 32-bit words a cycle between a core and external memory, which all cores use at the same time.
+    """
+
+    side: int
+    words: float
 
     @property
     def ahead(self) -> int:
         """Cycles that a move is given besides those that it takes."""
         return AHEAD * self.side
+
+    def cycles(self, place: Place, size: int) -> int:
+        """Cycles to move rows or tiles, a row a cycle at most."""
+        t = self.side
+        rows, words = (t, t * t / 4) if place == "tile" else (1, t / 32 if place == "mask" else t)
+        return ceil(size * max(rows, words / self.words))
+
+
+class Clock:
+    """Estimated cycles at which steps begin."""
+
+    def __init__(self, steps: Sequence[VectorStep], pace: Pace) -> None:
+        self.pace, side = pace, pace.side
+        self.starts = [0]
+        for step in steps:
+            products = 0 if step.matrix is None else step.matrix.products
+            self.starts.append(self.starts[-1] + max(step.rows, products * side))
 
     def before(self, step: int, cycles: int) -> int:
         """The last step that begins so many cycles before another."""
@@ -185,10 +204,7 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
     found: list[Copy] = []
     for i, r in sorted(written, key=lambda x: x[1].low):
         last = found[-1] if found else None
-        tile = r.buffer.align if r.buffer.place != "tile" else 1
-        band = band_of(r.buffer.size // tile) * tile
-        beside = last is not None and r.low == last.high + 1 and r.high - last.low < band
-        if last is not None and (r.low <= last.high or beside):
+        if last is not None and (r.low <= last.high or beside(last, r)):
             last.high = max(last.high, r.high)
             last.first, last.last = min(last.first, i), max(last.last, i)
         else:
@@ -197,6 +213,17 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
         place = PLACES[group.buffer.place][0]
         group.buffer = piece(group.buffer, group.low, group.high, place)
     return found
+
+
+def beside(group: Copy, r: Region) -> bool:
+    """Whether a region follows a piece, and both together are no more than a band."""
+    return r.low == group.high + 1 and r.high - group.low < band_rows(r.buffer)
+
+
+def band_rows(buffer: Buffer) -> int:
+    """Rows or tiles of a tensor that go out together, about."""
+    tile = 1 if buffer.place == "tile" else buffer.align
+    return band_of(buffer.size // tile) * tile
 
 
 def piece(buffer: Buffer, low: int, high: int, place: Place) -> Buffer:
@@ -243,7 +270,7 @@ class _Planner:
     ) -> None:
         self.buffer, self.written, self.clock = buffer, written, clock
         self.row, self.unit = row, unit
-        self.block = block_rows(buffer.place, unit, clock.side)
+        self.block = block_rows(buffer.place, unit, clock.pace.side)
         self.plan = Plan()
         self.stores: list[Move] = []
         self.copies: list[Copy] = []
@@ -307,7 +334,7 @@ class _Planner:
                 raise GraphError(f"{self.buffer.name} is read after its new value was written")
             self.read(reads[n:])
         for group in self.written:
-            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.ahead)
+            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.pace.ahead)
             until = until if until > group.last else len(self.clock.starts) - 1
             self.plan.moves.append(self.move("store", group, group.last, until))
         return self.plan
@@ -319,7 +346,7 @@ class _Planner:
     def store_all(self) -> bool:
         """Stores of all pieces; whether the step is long enough for them."""
         for group in self.written:
-            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.ahead)
+            until = self.clock.after(group.last, self.cycles(group.size) + self.clock.pace.ahead)
             if until <= group.last:
                 return False
             self.stores.append(self.move("store", group, group.last, until))
@@ -333,7 +360,9 @@ class _Planner:
             low, high = self.wanted(later)
             sources = self.sources(low, high)
             ready = max((m.at for m in sources), default=0) + 1
-            at = max(ready, self.clock.before(i, self.cycles(high + 1 - low) + self.clock.ahead), 1)
+            at = max(
+                ready, self.clock.before(i, self.cycles(high + 1 - low) + self.clock.pace.ahead), 1
+            )
             at = min(at, i)
             place = PLACES[self.buffer.place][1]
             copy = Copy(low, high, at, i, piece(self.buffer, low, high, place))
@@ -365,7 +394,7 @@ class _Planner:
 
     def cycles(self, size: int) -> int:
         """Cycles to move so many rows or tiles."""
-        return size * (self.clock.side if self.buffer.place == "tile" else 1)
+        return self.clock.pace.cycles(self.buffer.place, size)
 
     def move(self, kind: Literal["load", "store"], copy: Copy, at: int, until: int) -> Move:
         """A transfer of a copy."""

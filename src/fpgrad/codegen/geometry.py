@@ -65,12 +65,14 @@ def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
         taps_matter: outputs of one segment read the same taps (of a kernel), not only sources alike (of a pool).
     """
     reads: dict[int, Reads] = {o: tuple(window.reads(o)) for o in range(window.out)}
-    if not taps_matter:
-        by_sources = _grouped(reads, lambda pairs: tuple(x - pairs[0][1] for _, x in pairs))
-        if len(by_sources) == 1:
-            return by_sources
-    by_taps = _grouped(reads, lambda pairs: tuple(r for r, _ in pairs))
-    return by_taps if taps_matter else min(by_taps, by_sources, key=len)
+
+    def by_taps() -> list[Segment]:
+        return _grouped(reads, lambda pairs: tuple(r for r, _ in pairs))
+
+    if taps_matter:
+        return by_taps()
+    by_sources = _grouped(reads, lambda pairs: tuple(x - pairs[0][1] for _, x in pairs))
+    return by_sources if len(by_sources) == 1 else min(by_taps(), by_sources, key=len)
 
 
 def tap_segments(window: Window, tap: int) -> list[Segment]:

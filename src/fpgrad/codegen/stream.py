@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fpgrad.codegen.divide import Pieces
-from fpgrad.codegen.external import Clock, Mode, Plan, plan, relocated, uses_of
+from fpgrad.codegen.external import Clock, Mode, Pace, Plan, plan, relocated, uses_of
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.errors import MemoryCapacityError
 
@@ -43,7 +43,7 @@ def fit(
     selected: Sequence[VectorStep],
     floors: Mapping[Place, int],
     limits: Limits,
-    side: int,
+    pace: Pace,
     reorder: Reorder,
 ) -> dict[Buffer, Pieces]:
     """Send as many tensors out as it takes for the others to fit the chip.
@@ -59,23 +59,24 @@ def fit(
     Raises:
         MemoryCapacityError: what a few steps need at once does not fit.
     """
-    room = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
-    whole = uses_of(selected, side)
+    room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
+    whole = uses_of(selected, pace.side)
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
     modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
     if not room and not modes:
         return {}
+    search = _Search(steps, room, pace, able, modes)
     for _ in range(ROUNDS):
-        search = _Search(steps, room, side, able, modes)
         fits = search.run()
         if fits and search.done(modes):
             break
         modes = search.modes
         steps.steps = reorder([b for b, mode in modes.items() if mode == "bands"])
+        search = _Search(steps, room, pace, able, modes)
     else:
         able = {b for b in able if search.uses[b].complete}
         modes = {b: m for b, m in modes.items() if b in able or b.outside}
-        search = _Search(steps, room, side, able, modes)
+        search = _Search(steps, room, pace, able, modes)
         if not search.run():
             raise MemoryCapacityError(search.shortage())
     plans = search.plans()
@@ -90,14 +91,14 @@ class _Search:
         self,
         steps: StepList,
         room: Mapping[Place, int],
-        side: int,
+        pace: Pace,
         able: Collection[Buffer],
         modes: Mapping[Buffer, Mode],
     ) -> None:
-        self.steps, self.room, self.side = steps, room, side
+        self.steps, self.room = steps, room
         self.modes = dict(modes)
-        self.uses = uses_of(steps.steps, side)
-        self.clock = Clock(steps.steps, side)
+        self.uses = uses_of(steps.steps, pace.side)
+        self.clock = Clock(steps.steps, pace)
         self.able = able
         self.short: Place = "tile"
         self.held: dict[Buffer, list[tuple[Buffer, int, int]]] = {}
