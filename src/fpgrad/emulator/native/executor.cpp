@@ -20,6 +20,7 @@ Executor::Executor(const Config& config, int threads, const Kernels& kernels)
 
 void Executor::load(Program program) {
     program_ = std::move(program);
+    fast_.reset(), machine_.reset();  // before another takes as much
     machine_ = std::make_unique<Machine>(config_);
     fast_ = std::make_unique<FastPath>(*machine_, kernels_, pool_);
     fast_->plan(program_);

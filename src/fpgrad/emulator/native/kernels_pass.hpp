@@ -6,6 +6,8 @@ constexpr std::int32_t SIGN = INT32_MIN, ABS = INT32_MAX;
 constexpr std::int32_t HIGH = 0x7F7FFF00;
 // Non-zero products below 2**-117 too: their errors could be subnormal, and rounding hides which are tiny.
 constexpr std::int32_t LOW = 0x05000000;
+// Rows of bits that are made into rows of words before a pass goes on: they stay in the first cache.
+constexpr int BITS_AT_ONCE = 32;
 
 template <int N> struct Arithmetic : Simd<N> {
     using S = Simd<N>;
@@ -179,6 +181,30 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     using F = typename A::F;
     static constexpr int V = T / N;
 
+    static constexpr int OCTETS = (T + 7) / 8;  // of a row of bits
+
+    // Rows as words: where they are, or in `room` where they are rows of bits.
+    struct Stream {
+        const std::uint32_t* at;
+        std::int64_t stride;
+    };
+    static Stream stream(const Rows& r, const std::int64_t (&i)[LOOPS], std::int64_t count, std::uint32_t* room) {
+        const std::int64_t first = r.offset(i[3], i[2], i[1], i[0]);
+        if (!r.bits) return {r.words(first), r.s[0]};
+        for (std::int64_t row = 0; row < count; ++row) load_bits(r.octets(first + row * r.s[0]), room + row * T);
+        return {room, T};
+    }
+    static void load_bits(const std::uint8_t* from, std::uint32_t* row) {
+        std::uint32_t bits = 0;
+        __builtin_memcpy(&bits, from, OCTETS);
+        for (int v = 0; v < V; ++v) A::store(row + v * N, A::where(bits >> v * N, (I)A::one()));
+    }
+    static void store_bits(std::uint8_t* to, const I (&result)[V]) {
+        std::uint32_t bits = 0;
+        for (int v = 0; v < V; ++v) bits |= A::bits((I)((F)result[v] > 0)) << v * N;
+        __builtin_memcpy(to, &bits, OCTETS);
+    }
+
     static bool masked(int loop, std::int64_t (&i)[LOOPS], const PassArgs& p) {
         return loop >= 0 ? i[loop] == p.n[loop] - 1 : loop == MASK_ALWAYS;
     }
@@ -193,7 +219,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                 std::int64_t tile = i[3] * p.tile_s[3] + i[2] * p.tile_s[2], filled = 0;
                 I largest = {};
                 const auto finish = [&] {
-                    quantise(p, tile_rows, filled, largest, p.tiles + tile * T * T, p.exponents + tile);
+                    quantise(p, tile_rows, filled, largest, tile);
                     tile += p.tile_s[1], filled = 0, largest = I{};
                 };
                 for (i[1] = 0; i[1] < p.n[1]; ++i[1]) {
@@ -204,6 +230,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         const bool dead = i0 >= live;
                         std::int64_t count = (dead ? p.n[0] : live) - i0;
                         if (p.tiled && count > T - filled) count = T - filled;
+                        if (p.bits && count > BITS_AT_ONCE) count = BITS_AT_ONCE;
                         std::uint32_t* const keep = tile_rows + filled * T;
                         i[0] = i0;
                         if (dead)
@@ -232,12 +259,17 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
         const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
         const bool relu = p.function == RELU;
-        const std::uint32_t *a = p.a.at(i[3], i[2], i[1], i[0]), *b = p.b.at(i[3], i[2], i[1], i[0]),
-                            *c = p.c.at(i[3], i[2], i[1], i[0]), *d = p.d.at(i[3], i[2], i[1], i[0]);
-        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nowhere;
-        const std::int64_t stride = p.target.data ? p.target.s[0] : 0;
-        const std::int64_t as = p.a.s[0], bs = p.b.s[0], cs = p.c.s[0], ds = p.d.s[0];
-        const bool tiled = p.tiled, to_mask = p.to_mask;
+        alignas(64) std::uint32_t room[4][BITS_AT_ONCE * T];
+        const Stream read[4] = {stream(p.a, i, count, room[0]), stream(p.b, i, count, room[1]),
+                                stream(p.c, i, count, room[2]), stream(p.d, i, count, room[3])};
+        const std::uint32_t *a = read[0].at, *b = read[1].at, *c = read[2].at, *d = read[3].at;
+        const std::int64_t as = read[0].stride, bs = read[1].stride, cs = read[2].stride, ds = read[3].stride;
+        const bool tiled = p.tiled, to_mask = p.target.bits;
+        const std::int64_t first = p.target.offset(i[3], i[2], i[1], i[0]);
+        const bool to_words = p.target.data && !to_mask;
+        std::uint32_t* out = to_words ? p.target.words(first) : nowhere;
+        std::uint8_t* out_bits = p.target.octets(to_mask ? first : 0);
+        const std::int64_t stride = to_words ? p.target.s[0] : 0, bits_stride = to_mask ? p.target.s[0] : 0;
         I kept[V], most = largest;
         for (int v = 0; v < V; ++v) kept[v] = A::splat(-1);
         if (lane_limit < T) {
@@ -272,27 +304,38 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                     A::store(keep + v * N, result[v]);
                     most = A::larger(most, result[v] & ABS);
                 }
-                if (to_mask) result[v] = (I)A::one() & (I)((F)result[v] > 0);
                 A::store(out + v * N, result[v]);
             }
-            a += as, b += bs, c += cs, d += ds, out += stride, keep += T;
+            if (to_mask) store_bits(out_bits, result);
+            a += as, b += bs, c += cs, d += ds, out += stride, out_bits += bits_stride, keep += T;
         }
         largest = most;
         return saturated;
     }
 
     static void zero(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count, std::uint32_t* keep) {
-        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nullptr;
-        for (std::int64_t row = 0; row < count; ++row)
+        const std::int64_t first = p.target.offset(i[3], i[2], i[1], i[0]);
+        for (std::int64_t row = 0; row < count; ++row) {
+            const std::int64_t at = first + row * p.target.s[0];
+            const I nothing[V] = {};
+            if (p.target.bits) store_bits(p.target.octets(at), nothing);
             for (int v = 0; v < V; ++v) {
-                if (out) A::store(out + row * p.target.s[0] + v * N, I{});
+                if (p.target.data && !p.target.bits) A::store(p.target.words(at) + v * N, I{});
                 if (p.tiled) A::store(keep + row * T + v * N, I{});
             }
+        }
     }
 
     // `count` rows, and zeros up to T of them, to a tile.
-    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int16_t* tile,
-                         std::int32_t* exponent) {
+    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int64_t tile) {
+        if (p.narrow)
+            quantise_to<typename A::LooseB, typename A::B>(p, in, count, largest, static_cast<std::int8_t*>(p.tiles) + tile * T * T, p.exponents + tile);
+        else
+            quantise_to<typename A::LooseH, typename A::H>(p, in, count, largest, static_cast<std::int16_t*>(p.tiles) + tile * T * T, p.exponents + tile);
+    }
+    template <class Loose, class Narrow, class M>
+    static void quantise_to(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, M* tile,
+                            std::int32_t* exponent) {
         const std::int32_t top = A::largest_lane(largest) >> 23;
         const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
         *exponent = top;
@@ -311,7 +354,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
             I m = (I)((F)A::load(in + x) * scale + magic) - 0x4B400000;
             m = m > limit ? limit : m;
             m = m < -limit ? -limit : m;
-            *reinterpret_cast<typename A::LooseH*>(tile + x) = __builtin_convertvector(m, typename A::H);
+            *reinterpret_cast<Loose*>(tile + x) = __builtin_convertvector(m, Narrow);
         }
         __builtin_memset(tile + count * T, 0, (T - count) * T * sizeof *tile);
     }
@@ -327,8 +370,13 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
             for (std::int64_t i2 = 0; i2 < p.n[2]; ++i2)
                 for (std::int64_t i1 = 0; i1 < p.n[1]; ++i1) {
                     const typename A::Constants constants;
-                    const std::uint32_t *a = p.a.at(i3, i2, i1, 0), *b = p.b.at(i3, i2, i1, 0);
-                    for (std::int64_t i0 = 0; i0 < p.n[0]; ++i0, a += p.a.s[0], b += p.b.s[0]) {
+                    const std::int64_t first_a = p.a.offset(i3, i2, i1, 0), first_b = p.b.offset(i3, i2, i1, 0);
+                    alignas(64) std::uint32_t room[2][T];
+                    for (std::int64_t i0 = 0; i0 < p.n[0]; ++i0) {
+                        const std::int64_t at_a = first_a + i0 * p.a.s[0], at_b = first_b + i0 * p.b.s[0];
+                        const std::uint32_t *a = room[0], *b = room[1];
+                        p.a.bits ? load_bits(p.a.octets(at_a), room[0]) : (void)(a = p.a.words(at_a));
+                        p.b.bits ? load_bits(p.b.octets(at_b), room[1]) : (void)(b = p.b.words(at_b));
                         std::uint32_t* const way = ring[i0 % WAYS];
                         const bool first = i0 < WAYS;
                         typename A::Range range;
@@ -349,12 +397,16 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         for (int v = 0; v < V; ++v) A::store(way + v * N, result[v]);
                     }
                     if (!p.target.data) continue;
-                    for (std::int64_t i0 = p.n[0] - WAYS; i0 < p.n[0]; ++i0)
-                        for (int v = 0; v < V; ++v) {
-                            I result = A::load(ring[i0 % WAYS] + v * N);
-                            if (p.to_mask) result = (I)A::one() & (I)((F)result > 0);
-                            A::store(p.target.at(i3, i2, i1, i0 % WAYS) + v * N, result);
+                    for (std::int64_t i0 = p.n[0] - WAYS; i0 < p.n[0]; ++i0) {
+                        const std::int64_t at = p.target.offset(i3, i2, i1, i0 % WAYS);
+                        I result[V];
+                        for (int v = 0; v < V; ++v) result[v] = A::load(ring[i0 % WAYS] + v * N);
+                        if (p.target.bits) {
+                            store_bits(p.target.octets(at), result);
+                            continue;
                         }
+                        for (int v = 0; v < V; ++v) A::store(p.target.words(at) + v * N, result[v]);
+                    }
                 }
         return saturated;
     }

@@ -143,16 +143,18 @@ class Native {
             const bool tiles = name == "mantissas";
             const auto n = m().exponents.size();
             auto out = make_array<std::int64_t>(tiles ? std::vector<std::size_t>{n, t, t} : std::vector{n}, data);
-            tiles ? (void)std::copy(m().mantissas.begin(), m().mantissas.end(), data)
-                  : (void)std::copy(m().exponents.begin(), m().exponents.end(), data);
+            for (std::int64_t i = 0; tiles && i < m().mantissas.size(); ++i) data[i] = m().mantissas.get(i);
+            if (!tiles) std::copy(m().exponents.begin(), m().exponents.end(), data);
+            return nb::cast(out);
+        }
+        if (name == "mask") {
+            const std::int64_t rows = m().depth[SPACE_MASK];
+            auto out = make_array<std::int64_t>({static_cast<std::size_t>(rows), t}, data);
+            for (std::int64_t i = 0, lanes = m().config.side; i < rows * lanes; ++i)
+                data[i] = m().mask(i / lanes, i % lanes);
             return nb::cast(out);
         }
         const Buffer<Word>& words = row_memory(name);
-        if (name == "mask") {
-            auto out = make_array<std::int64_t>({words.size() / t, t}, data);
-            for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] != 0;
-            return nb::cast(out);
-        }
         const bool flat = words.size() == t && (name == "scalars" || name == "random");
         auto out = make_array<std::int64_t>(flat ? std::vector{t} : std::vector{words.size() / t, t}, data);
         for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] >> (name == "random" ? 0 : shift);
@@ -181,21 +183,21 @@ class Native {
 
   private:
     void set(const std::string& name, std::int64_t first, const std::int64_t* values, std::int64_t count) {
-        const auto into = [&](auto& memory, auto convert) {
-            const auto begin = static_cast<std::size_t>(first), n = static_cast<std::size_t>(count);
-            if (begin + n > memory.size()) throw nb::index_error(name.c_str());
-            for (std::size_t i = 0; i < n; ++i) memory[begin + i] = convert(values[i]);
+        const auto into = [&](std::size_t size, auto put) {
+            if (first < 0 || first + count > static_cast<std::int64_t>(size)) throw nb::index_error(name.c_str());
+            for (std::int64_t i = 0; i < count; ++i) put(first + i, values[i]);
         };
+        using Integer = std::int64_t;
         const int shift = name == "random" ? 0 : m().config.word_shift();
-        const Word one = m().config.one_word();
+        const Integer lanes = m().config.side;
         if (name == "mantissas")
-            into(m().mantissas, [](std::int64_t x) { return static_cast<std::int16_t>(x); });
+            into(m().mantissas.size(), [&](Integer i, Integer x) { m().mantissas.set(i, x); });
         else if (name == "exponents")
-            into(m().exponents, [](std::int64_t x) { return static_cast<std::int32_t>(x); });
+            into(m().exponents.size(), [&](Integer i, Integer x) { m().exponents[i] = static_cast<std::int32_t>(x); });
         else if (name == "mask")
-            into(row_memory(name), [one](std::int64_t x) { return x ? one : 0; });
+            into(m().depth[SPACE_MASK] * lanes, [&](Integer i, Integer x) { m().set_mask(i / lanes, i % lanes, x); });
         else
-            into(row_memory(name), [shift](std::int64_t x) { return static_cast<Word>(x << shift); });
+            into(row_memory(name).size(), [&](Integer i, Integer x) { row_memory(name)[i] = static_cast<Word>(x << shift); });
     }
     Machine& m() { return executor_.machine(); }
     std::size_t side() { return static_cast<std::size_t>(m().config.side); }

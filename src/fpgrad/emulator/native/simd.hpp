@@ -11,8 +11,10 @@ template <int N> struct Lanes;
         typedef std::uint32_t U __attribute__((vector_size(4 * N)));      \
         typedef float F __attribute__((vector_size(4 * N)));              \
         typedef std::int16_t H __attribute__((vector_size(2 * N)));       \
+        typedef std::int8_t B __attribute__((vector_size(N)));            \
         typedef I LooseI __attribute__((aligned(4), may_alias));          \
         typedef H LooseH __attribute__((aligned(2), may_alias));          \
+        typedef B LooseB __attribute__((aligned(1), may_alias));          \
     };
 FPGRAD_VECTORS(4)
 FPGRAD_VECTORS(8)
@@ -24,8 +26,10 @@ template <int N> struct Simd : Lanes<N> {
     using U = typename Lanes<N>::U;
     using F = typename Lanes<N>::F;
     using H = typename Lanes<N>::H;
+    using B = typename Lanes<N>::B;
     using LooseI = typename Lanes<N>::LooseI;
     using LooseH = typename Lanes<N>::LooseH;
+    using LooseB = typename Lanes<N>::LooseB;
 
     static I load(const void* p) { return *static_cast<const LooseI*>(p); }
     static void store(void* p, I v) { *static_cast<LooseI*>(p) = v; }
@@ -47,6 +51,31 @@ template <int N> struct Simd : Lanes<N> {
         std::int32_t all = 0;
         for (int i = 0; i < N; ++i) all |= v[i];
         return all != 0;
+    }
+
+    // A bit for each lane whose comparison holds, the lowest lane first.
+    static std::uint32_t bits(I v) {
+#if defined(__AVX512DQ__)
+        if constexpr (N == 16) return _mm512_movepi32_mask((__m512i)v);
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) return static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)v));
+#endif
+#if defined(__SSE2__)
+        if constexpr (N == 4) return static_cast<std::uint32_t>(_mm_movemask_ps((__m128)v));
+#endif
+        std::uint32_t all = 0;
+        for (int i = 0; i < N; ++i) all |= (v[i] & 1u) << i;
+        return all;
+    }
+    // x in the lanes whose bit is set, from the lowest on; elsewhere 0.
+    static I where(std::uint32_t bits, I x) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return (I)_mm512_maskz_mov_epi32(static_cast<__mmask16>(bits), (__m512i)x);
+#endif
+        I lane;
+        for (int i = 0; i < N; ++i) lane[i] = 1 << i;
+        return x & ((splat(static_cast<std::int32_t>(bits)) & lane) != 0);
     }
 
     // a*b - f exactly, where f is the rounded product and far from the lower end of the range.
