@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fpgrad.emulator import _native
 from fpgrad.emulator.leaves import leaves
@@ -128,24 +129,34 @@ def timeline(
     """
     if entry not in program.entries:
         raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
+    return [
+        Record(Unit(u), index, step, start, end)
+        for u, index, step, start, end in _follow(program, entry, steps, pipeline).tolist()
+    ]
+
+
+def _follow(program: Program, entry: str, steps: int, pipeline: Pipeline) -> NDArray[np.int64]:
+    """Unit, index, step, start and end of each instruction, one a row."""
     e = program.entries[entry]
+    load, matrix, vector, store = (
+        leaves(program, unit, e.start[unit], e.stop[unit]) for unit in Unit
+    )
     try:
         records = _native.follow(
-            leaves(program, Unit.LOAD),
-            leaves(program, Unit.MATRIX),
-            leaves(program, Unit.VECTOR),
-            leaves(program, Unit.STORE),
-            list(e.start),
-            list(e.stop),
+            load,
+            matrix,
+            vector,
+            store,
+            [0] * len(Unit),
+            [stop - start for start, stop in zip(e.start, e.stop, strict=True)],
             [list(row) for row in e.tokens],
             steps,
             _clockwork(program.config, pipeline),
         )
     except _native.Fault as fault:
         raise ExecutionError(str(fault)) from None
-    return [
-        Record(Unit(u), index, step, start, end) for u, index, step, start, end in records.tolist()
-    ]
+    records[:, 1] += np.array(e.start, np.int64)[records[:, 0]]
+    return records
 
 
 class CycleModel:
@@ -159,9 +170,9 @@ class CycleModel:
     def _step_ends(self, entry: str) -> tuple[int, ...]:
         """The cycle in which each of the first steps has ended."""
         if entry not in self._ends:
-            ends = [0] * FOLLOWED
-            for record in timeline(self.program, entry, FOLLOWED, self.pipeline):
-                ends[record.step] = max(ends[record.step], record.end)
+            records = _follow(self.program, entry, FOLLOWED, self.pipeline)
+            ends = np.zeros(FOLLOWED, np.int64)
+            np.maximum.at(ends, records[:, 2], records[:, 4])
             self._ends[entry] = tuple(int(x) for x in np.maximum.accumulate(ends))
         return self._ends[entry]
 
