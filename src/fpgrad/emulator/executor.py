@@ -181,6 +181,15 @@ class EmulatorExecutor:
         """A copy of every memory by name: codes as int64, external memory's words written so far as uint32."""
         return {name: self._native.dump(name) for name in MEMORIES}
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes that the native executor holds.
+
+        Returns:
+            for each memory by name; for finished rows that wait ("accumulated"), instructions ("program"), what is
+            known of them before they run ("plans"), tiles in other orders ("forms"), and "scratch".
+        """
+        return self._native.sizes()
+
     def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
         """Set memories from a dump, or from part of one."""
         for name, contents in memories.items():

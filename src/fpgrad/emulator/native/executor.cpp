@@ -11,6 +11,8 @@ namespace {
 constexpr const char* UNIT_NAMES[] = {"load", "matrix", "vector", "store"};
 // The clock is read after so many instructions: reading it takes as long as a short one.
 constexpr int INSTRUCTIONS_A_LOOK = 16;
+// The matrix unit waits for the vector unit at so many finished rows: more would leave the cache.
+constexpr std::int64_t ROWS_AHEAD = 1024;
 }
 
 Executor::Executor(const Config& config, int threads, const Kernels& kernels)
@@ -106,6 +108,7 @@ bool Executor::run(const Entry& entry, std::int64_t steps, const std::int64_t* b
             while (ready(unit)) {
                 execute(unit);
                 progress = true, ++unseen;
+                if (unit == MATRIX && machine_->accumulated.size() >= ROWS_AHEAD && ready(VECTOR)) break;
             }
             if (unseen < INSTRUCTIONS_A_LOOK) continue;
             unseen = 0;

@@ -31,6 +31,8 @@ class Executor {
              const std::function<bool()>& interrupted);
 
     Machine& machine() { return *machine_; }
+    const FastPath& fast() const { return *fast_; }
+    const Program& program() const { return program_; }
     // To be called after memories were changed from outside.
     void memories_changed() { fast_->written_by_host(); }
     // Saturated elements of each vector instruction; of each vector instruction's accumulator rows.

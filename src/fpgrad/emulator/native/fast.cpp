@@ -344,7 +344,8 @@ Rows FastPath::plan_stream(const Loops& n, const RowStream& s, PassPlan::Transpo
 void* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const {
     const std::int64_t t = m_.config.side;
     Word* const memory = m_.rows[s.space].data();
-    if (how == PassPlan::NOT) return s.space == SPACE_MASK ? static_cast<void*>(m_.mask_row(s.base)) : memory + s.base * t;
+    if (how == PassPlan::NOT && s.space == SPACE_MASK) return m_.mask_row(s.base);
+    if (how == PassPlan::NOT) return memory + s.base * t;
     const std::int64_t outer = n.n3 * n.n2 * n.n1;
     scratch.resize(static_cast<std::size_t>(outer * (how == PassPlan::BY_TILE ? t : n.n0) * t));
     Word* out = scratch.data();
@@ -526,6 +527,20 @@ void FastPath::written_by_host() {
     if (!covered_) return;
     for (int s = 1; s < SPACE_MASK; ++s) mark(s, 0, m_.depth[s]);
     std::fill(made_.begin(), made_.end(), 0);
+}
+
+std::int64_t FastPath::plan_octets() const {
+    std::int64_t sum = octets(passes_) + octets(matrices_);
+    for (const MatrixPlan& plan : matrices_) sum += octets(plan.left) + octets(plan.right);
+    return sum;
+}
+
+std::int64_t FastPath::scratch_octets() const {
+    std::int64_t sum = octets(random_rows_) + octets(buffered_rows_);
+    for (const auto& rows : scratch_) sum += octets(rows);
+    for (const auto& rows : odd_) sum += octets(rows);
+    for (const Scratch& s : scratches_) sum += octets(s.exponents) + octets(s.clamped);
+    return sum;
 }
 
 }  // namespace fpgrad

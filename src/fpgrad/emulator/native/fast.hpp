@@ -60,6 +60,11 @@ class FastPath {
     void written(const Vector& v);
     void written(const Load& l);
     void written_by_host();
+    // Octets of what is kept beside the machine's memories.
+    std::int64_t plan_octets() const;
+    std::int64_t form_octets() const;
+    std::int64_t scratch_octets() const;
+
   private:
     // What a thread needs for an output tile.
     struct Scratch {

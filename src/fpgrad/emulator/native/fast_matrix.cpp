@@ -90,6 +90,13 @@ void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
     build(i.stationary, plan.right, i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT);
 }
 
+std::int64_t FastPath::form_octets() const {
+    std::int64_t sum = octets(made_);
+    for (const FormMemory& memory : forms_)
+        sum += octets(memory.tiles) + static_cast<std::int64_t>(memory.tiles.size()) * form_size_;
+    return sum;
+}
+
 void FastPath::sum(const Terms& terms, std::int32_t* sums) const {
     bytes_ ? kernels_.sum_bytes(terms, sums) : kernels_.sum(m_.config.side, terms, sums);
 }

@@ -329,13 +329,15 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     // `count` rows, and zeros up to T of them, to a tile.
     static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int64_t tile) {
         if (p.narrow)
-            quantise_to<typename A::LooseB, typename A::B>(p, in, count, largest, static_cast<std::int8_t*>(p.tiles) + tile * T * T, p.exponents + tile);
+            quantise_to<typename A::LooseB, typename A::B, std::int8_t>(p, in, count, largest, tile);
         else
-            quantise_to<typename A::LooseH, typename A::H>(p, in, count, largest, static_cast<std::int16_t*>(p.tiles) + tile * T * T, p.exponents + tile);
+            quantise_to<typename A::LooseH, typename A::H, std::int16_t>(p, in, count, largest, tile);
     }
-    template <class Loose, class Narrow, class M>
-    static void quantise_to(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, M* tile,
-                            std::int32_t* exponent) {
+    template <class Loose, class Short, class M>
+    static void quantise_to(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest,
+                            std::int64_t number) {
+        M* const tile = static_cast<M*>(p.tiles) + number * T * T;
+        std::int32_t* const exponent = p.exponents + number;
         const std::int32_t top = A::largest_lane(largest) >> 23;
         const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
         *exponent = top;
@@ -354,7 +356,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
             I m = (I)((F)A::load(in + x) * scale + magic) - 0x4B400000;
             m = m > limit ? limit : m;
             m = m < -limit ? -limit : m;
-            *reinterpret_cast<Loose*>(tile + x) = __builtin_convertvector(m, Narrow);
+            *reinterpret_cast<Loose*>(tile + x) = __builtin_convertvector(m, Short);
         }
         __builtin_memset(tile + count * T, 0, (T - count) * T * sizeof *tile);
     }

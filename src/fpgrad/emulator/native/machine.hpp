@@ -25,6 +25,10 @@ template <class T> struct Aligned {
 };
 template <class T> using Buffer = std::vector<T, Aligned<T>>;
 
+template <class V> std::int64_t octets(const V& vector) {
+    return static_cast<std::int64_t>(vector.capacity() * sizeof(typename V::value_type));
+}
+
 using Word = std::uint32_t;
 
 // The mantissas of tile memory.
@@ -85,6 +89,11 @@ class Dram {
             in += words;
         });
     }
+    std::int64_t octets() const {
+        std::int64_t sum = fpgrad::octets(blocks_);
+        for (const auto& block : blocks_) sum += block ? BLOCK * side_ * static_cast<std::int64_t>(sizeof(Word)) : 0;
+        return sum;
+    }
     // Rows up to the last block that was made.
     std::int64_t touched() const { return std::min(rows_, static_cast<std::int64_t>(blocks_.size()) * BLOCK); }
 
@@ -105,6 +114,7 @@ class AccumulatedRows {
   public:
     explicit AccumulatedRows(int side) : side_(side) {}
     std::int64_t size() const { return static_cast<std::int64_t>(over_.size()) - head_; }
+    std::int64_t octets() const { return fpgrad::octets(words_) + fpgrad::octets(over_); }
     // Room for `rows` more rows; the pointers hold until the next call.
     void push(std::int64_t rows, Word*& words, std::uint8_t*& over) {
         if (head_ == static_cast<std::int64_t>(over_.size())) head_ = 0, over_.clear();

@@ -161,6 +161,18 @@ class Native {
         return nb::cast(out);
     }
 
+    // Octets that each memory takes, and all else that grows with the machine or the program.
+    nb::dict sizes() {
+        nb::dict out;
+        for (int s = 1; s < SPACE_MASK; ++s) out[space_name(s)] = octets(m().rows[s]);
+        out["mask"] = octets(m().masks), out["mantissas"] = m().mantissas.size() * m().mantissas.octets();
+        out["exponents"] = octets(m().exponents), out["dram"] = m().dram.octets();
+        out["accumulated"] = m().accumulated.octets(), out["program"] = executor_.program().octets();
+        const FastPath& fast = executor_.fast();
+        out["plans"] = fast.plan_octets(), out["forms"] = fast.form_octets(), out["scratch"] = fast.scratch_octets();
+        return out;
+    }
+
     // Overwrites one element, by its number in the flattened memory.
     void poke(const std::string& name, std::int64_t index, std::int64_t value) {
         if (name == "dram") {
@@ -197,7 +209,8 @@ class Native {
         else if (name == "mask")
             into(m().depth[SPACE_MASK] * lanes, [&](Integer i, Integer x) { m().set_mask(i / lanes, i % lanes, x); });
         else
-            into(row_memory(name).size(), [&](Integer i, Integer x) { row_memory(name)[i] = static_cast<Word>(x << shift); });
+            into(row_memory(name).size(),
+                 [&](Integer i, Integer x) { row_memory(name)[i] = static_cast<Word>(x << shift); });
     }
     Machine& m() { return executor_.machine(); }
     std::size_t side() { return static_cast<std::size_t>(m().config.side); }
@@ -243,5 +256,6 @@ NB_MODULE(_native, module) {
         .def("saturated_accumulator", &Native::saturated_accumulator)
         .def("dump", &Native::dump)
         .def("restore", &Native::restore)
+        .def("sizes", &Native::sizes)
         .def("poke", &Native::poke);
 }
