@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <cstring>
 
 #include "smallfloat.hpp"
 #include "units.hpp"
@@ -292,8 +293,8 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
     p.n[3] = n.n3, p.n[2] = n.n2, p.n[1] = n.n1, p.n[0] = n.n0;
     const Rows by_row{nullptr, {t, n.n0 * t, n.n1 * n.n0 * t, n.n2 * n.n1 * n.n0 * t}};
     Rows streams[SOURCES];
-    if (v.uses(P0)) streams[P0] = plan_stream(n, v.p0, plan.transposing[0]);
-    if (v.uses(P1)) streams[P1] = plan_stream(n, v.p1, plan.transposing[1]);
+    if (v.uses(P0)) streams[P0] = plan_stream(v, v.p0, plan.transposing[0]);
+    if (v.uses(P1)) streams[P1] = plan_stream(v, v.p1, plan.transposing[1]);
     streams[ACC] = streams[RANDOM] = by_row;
     // A factor of one is no product, a factor of zero is zero.
     int a = static_cast<int>(v.a), b = static_cast<int>(v.b);
@@ -329,13 +330,14 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
 }
 
 // The rows of a stream as a kernel finds them.
-Rows FastPath::plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const {
-    const std::int64_t t = m_.config.side;
-    const std::int64_t size = row_size(s.space);
-    if (!s.transposed)
-        return {nullptr, {s.s0 * size, s.s1 * size, s.s2 * size, s.s3 * size}, s.space == SPACE_MASK};
+Rows FastPath::plan_stream(const Vector& v, const RowStream& s, PassPlan::Transposing& transposing) const {
+    const std::int64_t t = m_.config.side, size = row_size(s.space);
+    const Loops& n = v.loops;
+    const bool bits = s.space == SPACE_MASK;
+    if (!s.transposed && !(bits && v.reduce))
+        return {nullptr, {s.s0 * size, s.s1 * size, s.s2 * size, s.s3 * size}, bits};
     const bool aligned = (n.n3 == 1 || s.s3 % t == 0) && (n.n2 == 1 || s.s2 % t == 0) && (n.n1 == 1 || s.s1 % t == 0);
-    const bool by_tile = s.space != SPACE_MASK && n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned;
+    const bool by_tile = !bits && n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned;
     transposing = by_tile ? PassPlan::BY_TILE : PassPlan::BY_ROW;
     const std::int64_t each = by_tile ? t : n.n0;
     return {nullptr, {t, each * t, n.n1 * each * t, n.n2 * n.n1 * each * t}};
@@ -360,7 +362,19 @@ void* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transpos
         return scratch.data() + s.base % t * t;
     }
     each(s.base, loops, [&](std::int64_t at, std::int64_t, std::int64_t) {
-        for (std::int64_t lane = 0; lane < t; ++lane) *out++ = m_.word(s.space, at - at % t + lane, at % t);
+        if (s.space == SPACE_MASK && !s.transposed) {
+            const std::uint32_t one = m_.config.one_word();
+            std::uint32_t bits = 0;
+            std::memcpy(&bits, m_.mask_row(at), static_cast<std::size_t>(m_.config.mask_octets()));
+            for (std::int64_t lane = 0; lane < t; ++lane) *out++ = (bits >> lane & 1) * one;
+            return;
+        }
+        if (s.space == SPACE_MASK) {
+            for (std::int64_t lane = 0; lane < t; ++lane) *out++ = m_.word(SPACE_MASK, at - at % t + lane, at % t);
+            return;
+        }
+        const Word* column = memory + (at - at % t) * t + at % t;
+        for (std::int64_t lane = 0; lane < t; ++lane) *out++ = column[lane * t];
     });
     return scratch.data();
 }

@@ -15,7 +15,7 @@ namespace fpgrad {
 
 // What is known of a vector pass before it runs.
 struct PassPlan {
-    // How a stream of transposed rows is made into rows.
+    // How a stream of transposed rows, or of bits for a reducing pass, is made into rows.
     enum Transposing { NOT, BY_TILE, BY_ROW };
 
     bool ok = false;
@@ -77,7 +77,7 @@ class FastPath {
     std::int64_t row_size(std::int64_t space) const {
         return space == SPACE_MASK ? m_.config.mask_octets() : m_.config.side;
     }
-    Rows plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const;
+    Rows plan_stream(const Vector& v, const RowStream& s, PassPlan::Transposing& transposing) const;
     MatrixPlan plan_matrix(const Matrix& i) const;
     bool reads_odd(const Vector& v) const;
     bool stream_odd(const Loops& n, const RowStream& s) const;
@@ -89,6 +89,9 @@ class FastPath {
     void forget_forms(const Vector& v);
     void plan_places(int form, std::int64_t tiles);
     void build_forms(const Matrix& i, const MatrixPlan& plan);
+    bool made(int form, std::int64_t tile) const {
+        return made_[tile] >> form & 1 && forms_[form].tiles[tile & forms_[form].mask()] == tile;
+    }
     void form(int which, std::int64_t tile);
     Places places(int form, std::int64_t first, const std::vector<std::int32_t>& offset) const;
     void output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t number, Word* words, std::uint8_t* over,

@@ -55,7 +55,6 @@ void FastPath::plan_places(int form, std::int64_t tiles) {
 void FastPath::form(int which, std::int64_t tile) {
     FormMemory& memory = forms_[which];
     const std::int64_t place = tile & memory.mask();
-    if (memory.tiles[place] == tile && made_[tile] >> which & 1) return;
     memory.tiles[place] = static_cast<std::int32_t>(tile);
     made_[tile] |= static_cast<std::uint8_t>(1 << which);
     const int t = m_.config.side;
@@ -74,11 +73,13 @@ void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
         const std::int64_t tiles = all.size();
         if (tiles > 2 * i.outputs() * i.terms()) {  // far between
             for (std::int64_t number = 0; number < i.outputs(); ++number)
-                for (const std::int32_t offset : offsets) form(which, i.first(s, number) + offset);
+                for (const std::int32_t offset : offsets)
+                    if (const std::int64_t tile = i.first(s, number) + offset; !made(which, tile)) form(which, tile);
             return;
         }
         const auto range = [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t tile = from; tile < to; ++tile) form(which, tile);
+            for (std::int64_t tile = from; tile < to; ++tile)
+                if (!made(which, tile)) form(which, tile);
         };
         if (pool_.threads() == 1 || tiles < TILES_WORTH_A_THREAD) return range(all.low, all.high + 1);
         const int parts = pool_.chunks(tiles);

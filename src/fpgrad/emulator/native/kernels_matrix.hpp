@@ -175,8 +175,9 @@ template <int T> void make_form(int form, bool narrow, const void* in, void* out
     std::int16_t* const to = static_cast<std::int16_t*>(out);
     if (!narrow) return make_form<T>(form, static_cast<const std::int16_t*>(in), to);
     alignas(64) std::int16_t wide[T * T];
-    std::int16_t* const widened = form == LEFT ? to : wide;
-    for (int x = 0; x < T * T; ++x) widened[x] = static_cast<const std::int8_t*>(in)[x];
+    std::int16_t* const __restrict widened = form == LEFT ? to : wide;
+    const auto* __restrict octets = static_cast<const std::int8_t*>(in);
+    for (int x = 0; x < T * T; ++x) widened[x] = octets[x];
     if (form != LEFT) make_form<T>(form, wide, to);
 }
 

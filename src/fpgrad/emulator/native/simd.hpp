@@ -11,10 +11,8 @@ template <int N> struct Lanes;
         typedef std::uint32_t U __attribute__((vector_size(4 * N)));      \
         typedef float F __attribute__((vector_size(4 * N)));              \
         typedef std::int16_t H __attribute__((vector_size(2 * N)));       \
-        typedef std::int8_t B __attribute__((vector_size(N)));            \
         typedef I LooseI __attribute__((aligned(4), may_alias));          \
         typedef H LooseH __attribute__((aligned(2), may_alias));          \
-        typedef B LooseB __attribute__((aligned(1), may_alias));          \
     };
 FPGRAD_VECTORS(4)
 FPGRAD_VECTORS(8)
@@ -26,13 +24,34 @@ template <int N> struct Simd : Lanes<N> {
     using U = typename Lanes<N>::U;
     using F = typename Lanes<N>::F;
     using H = typename Lanes<N>::H;
-    using B = typename Lanes<N>::B;
     using LooseI = typename Lanes<N>::LooseI;
     using LooseH = typename Lanes<N>::LooseH;
-    using LooseB = typename Lanes<N>::LooseB;
 
     static I load(const void* p) { return *static_cast<const LooseI*>(p); }
     static void store(void* p, I v) { *static_cast<LooseI*>(p) = v; }
+    // The lanes in 16 bits or in bytes, into which they fit.
+    static void store_short(std::int16_t* p, I v) { *reinterpret_cast<LooseH*>(p) = __builtin_convertvector(v, H); }
+    static void store_short(std::int8_t* p, I v) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) {
+            const __m256i x = (__m256i)v;
+            const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+        }
+#endif
+#if defined(__SSE2__)
+        if constexpr (N == 4) {
+            const __m128i halves = _mm_packs_epi32((__m128i)v, (__m128i)v);
+            const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(halves, halves));
+            __builtin_memcpy(p, &four, 4);
+            return;
+        }
+#endif
+        for (int i = 0; i < N; ++i) p[i] = static_cast<std::int8_t>(v[i]);
+    }
     static I splat(std::int32_t x) { return I{} + x; }
     static F as_float(I v) { return (F)v; }
     static I as_int(F v) { return (I)v; }
