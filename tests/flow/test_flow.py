@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from tests.codegen.models import forward, functions, metrics, optimizers
 
+import fpgrad.host.session
 from fpgrad.codegen.compile import Machine
 from fpgrad.emulator import EmulatorExecutor
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.errors import (
     ConfigError,
+    DataShapeError,
     InvalidArgumentError,
     MemoryCapacityError,
     ProgramMismatchError,
@@ -23,6 +25,7 @@ from fpgrad.flow.estimate import summarise, useful_macs
 from fpgrad.flow.export import export_verilog
 from fpgrad.flow.verify import verify
 from fpgrad.formats import BF16, TileFormat
+from fpgrad.host import pack
 from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig, VectorConfig
 from fpgrad.isa.program import Program
 
@@ -223,6 +226,30 @@ def test_memory_is_given_back_when_data_are_released():
         session.release(session.upload({"x": np.ones((100, 8)), "y": np.zeros(100)}))
     with pytest.raises(MemoryCapacityError, match="device memory holds"):
         session.upload({"x": np.ones((1000, 8)), "y": np.zeros(1000)})
+
+
+def test_nothing_is_kept_of_an_upload_that_is_refused():
+    session = open_session(program())
+    rows = dict(session._memory._used)
+    with pytest.raises(DataShapeError, match="8 features a sample, not 9"):
+        session.upload({"y": np.zeros(3), "x": np.ones((3, 9))})
+    with pytest.raises(InvalidArgumentError, match="inputs must be among"):
+        session.upload({"y": np.zeros(3), "x": np.ones((3, 8)), "z": np.zeros(3)})
+    assert session._memory._used == rows
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("piece", [1, 100, 1 << 18])
+def test_data_are_written_in_pieces(piece: int, cores: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fpgrad.host.session, "PIECE", piece)
+    session = open_session(shared_program(cores))
+    kernel = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
+    session.write_states({"dense0/kernel": kernel})
+    np.testing.assert_array_equal(session.read_states()["dense0/kernel"], kernel)
+    x = np.random.default_rng(0).normal(size=(37, 8)).astype(np.float32)
+    data = session.upload({"x": x, "y": np.arange(37)})
+    words, _ = pack.to_words(session.number, np.pad(x, ((0, 1), (0, session.side - 8))))
+    np.testing.assert_array_equal(session.executor.read(data.rows["x"], 38), words)
 
 
 def test_export_writes_the_design_and_its_program(tmp_path):

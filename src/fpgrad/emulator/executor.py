@@ -198,6 +198,16 @@ class EmulatorExecutor:
             dumps[name] = each[0] if len(each) == 1 else np.stack(each)
         return dumps
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes that the native executor holds.
+
+        Returns:
+            of all cores together, for each memory by name; for finished rows that wait ("accumulated"), rows that
+            cores send each other ("exchange"), instructions ("program"), what is known of them before they run
+            ("plans"), tiles in other orders ("forms"), and "scratch".
+        """
+        return self._native.sizes()
+
     def restore(self, memories: Mapping[str, NDArray[Any]]) -> None:
         """Set memories from a dump, or from part of one."""
         for name, contents in memories.items():

@@ -12,8 +12,10 @@ from fpgrad.isa.layout import layout, values
 from fpgrad.isa.program import Program
 
 
-def leaves(program: Program, unit: Unit) -> NDArray[np.int64]:
-    """A unit's instructions, shape (instructions, leaves).
+def leaves(
+    program: Program, unit: Unit, start: int = 0, stop: int | None = None
+) -> NDArray[np.int64]:
+    """A unit's instructions from ``start`` to before ``stop``, shape (instructions, leaves).
 
     Raises:
         ProgramError: the native module does not know the layout.
@@ -24,5 +26,8 @@ def leaves(program: Program, unit: Unit) -> NDArray[np.int64]:
         raise ProgramError(
             f"the native module was built for another layout of {cls.__name__}; build the package again"
         )
-    rows = [values(i) for i in program.units.get(unit, ())]
-    return np.array(rows, np.int64).reshape(len(rows), len(names))
+    instructions = program.units.get(unit, ())[start:stop]
+    out = np.empty((len(instructions), len(names)), np.int64)
+    for row, instruction in zip(out, instructions, strict=True):
+        row[:] = values(instruction)
+    return out

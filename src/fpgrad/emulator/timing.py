@@ -122,28 +122,32 @@ def _clockwork(config: MachineConfig, pipeline: Pipeline) -> dict[str, int]:
 
 
 class _Followed:
-    """A program in the form in which the native model takes it."""
+    """An entry in the form in which the native model takes it. Raises :class:`ProgramError` if there is none."""
 
-    def __init__(self, program: Program, pipeline: Pipeline) -> None:
-        self._program = program
-        self._leaves = [leaves(program, unit) for unit in Unit]
+    def __init__(self, program: Program, entry: str, pipeline: Pipeline) -> None:
+        if entry not in program.entries:
+            raise ProgramError(f"entry must be one of {sorted(program.entries)}, not {entry!r}")
+        self.entry = entry
+        e = program.entries[entry]
+        self._start = np.array(e.start, np.int64)
+        self._stop = [stop - start for start, stop in zip(e.start, e.stop, strict=True)]
+        self._tokens = [list(row) for row in e.tokens]
+        self._leaves = [leaves(program, unit, e.start[unit], e.stop[unit]) for unit in Unit]
         self._clockwork = _clockwork(program.config, pipeline)
 
-    def records(self, entry: str, steps: int, bases: Sequence[int] = ()) -> NDArray[np.int64]:
+    def records(self, steps: int, bases: Sequence[int] = ()) -> NDArray[np.int64]:
         """Core, unit, index, step, start and end of every instruction. Errors are those of :func:`timeline`."""
-        entries = self._program.entries
-        if entry not in entries:
-            raise ProgramError(f"entry must be one of {sorted(entries)}, not {entry!r}")
-        e = entries[entry]
         load, matrix, vector, store = self._leaves
         registers = [*bases, *[0] * (16 - len(bases))]
         try:
-            return _native.follow(
-                load, matrix, vector, store, list(e.start), list(e.stop), [list(row) for row in e.tokens],
-                steps, registers, self._clockwork,
+            records = _native.follow(
+                load, matrix, vector, store, [0] * len(Unit), self._stop, self._tokens, steps, registers,
+                self._clockwork,
             )  # fmt: skip
         except _native.Fault as fault:
             raise ExecutionError(str(fault)) from None
+        records[:, 2] += self._start[records[:, 1]]
+        return records
 
 
 def timeline(
@@ -158,7 +162,7 @@ def timeline(
     Raises:
         ProgramError: no such entry. ExecutionError: the units wait for each other.
     """
-    records = _Followed(program, pipeline).records(entry, steps, bases)
+    records = _Followed(program, entry, pipeline).records(steps, bases)
     return [Record(core, Unit(unit), *numbers) for core, unit, *numbers in records.tolist()]
 
 
@@ -168,17 +172,18 @@ class CycleModel:
     def __init__(self, program: Program, pipeline: Pipeline = PIPELINE) -> None:
         self.program = program
         self.pipeline = pipeline
-        self._native: _Followed | None = None
+        # Only while cycles of its entry are asked for: it takes much room.
+        self._followed: _Followed | None = None
         self._ends_of: dict[tuple[str, int], tuple[int, ...]] = {}
         self._steady: dict[str, float] = {}
 
     def _ends(self, entry: str, steps: int) -> tuple[int, ...]:
         """The cycle in which each step of a run of so many has ended."""
         if (entry, steps) not in self._ends_of:
-            if self._native is None:
-                self._native = _Followed(self.program, self.pipeline)
+            if self._followed is None or self._followed.entry != entry:
+                self._followed = _Followed(self.program, entry, self.pipeline)
             ends = np.zeros(steps, np.int64)
-            records = self._native.records(entry, steps)
+            records = self._followed.records(steps)
             np.maximum.at(ends, records[:, 3], records[:, 5])
             self._ends_of[entry, steps] = tuple(np.maximum.accumulate(ends).tolist())
         return self._ends_of[entry, steps]
@@ -211,11 +216,14 @@ class CycleModel:
             return 0
         more = steps - settled
         further = round(more * self._step(entry)) if more > 0 else 0
+        self._followed = None
         return followed + further + self.pipeline.finish
 
     def per_step(self, entry: str) -> int:
         """Cycles that a step takes in the steady state of a long run."""
-        return round(self._step(entry))
+        cycles = round(self._step(entry))
+        self._followed = None
+        return cycles
 
 
 def run_cycles(program: Program, entry: str, steps: int) -> int:

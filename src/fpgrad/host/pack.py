@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fpgrad.errors import DataError
 from fpgrad.formats import FloatFormat, from_float, to_float
 
 
@@ -45,9 +46,9 @@ def float32_words(
 
 
 def from_words(number: FloatFormat, words: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The numbers of words, as float32 (exact)."""
+    """The numbers of words, as float32 (exact); where they are the same bits, a view of them."""
     if number.exponent_bits == 8:
-        return words.view(np.float32).copy()
+        return words.view(np.float32)
     return to_float(number, words.astype(np.int64) >> (32 - number.width)).astype(np.float32)
 
 
@@ -94,11 +95,30 @@ def tensor(
     return full[..., : r // blocks, :c].reshape(*lead, r, c)
 
 
+def numbers(values: NDArray) -> NDArray:
+    """As float32, or as the bytes that they are."""
+    return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+
+
+def octets(name: str, values: NDArray) -> NDArray[np.uint8]:
+    """Whole numbers from 0 to 255 as bytes.
+
+    Raises:
+        DataError: others.
+    """
+    if values.dtype == np.uint8:
+        return values
+    whole = np.clip(values, 0, 255).astype(np.uint8)
+    if not np.array_equal(whole, values):
+        raise DataError(f"{name} must hold whole numbers from 0 to 255: the model takes bytes")
+    return whole
+
+
 def sample_octets(values: NDArray[np.uint8], side: int) -> NDArray[np.uint32]:
-    """A data set of bytes (n, F) as rows ((n+1) * ceil(F/4T), T) of words: padded features, and a sample of zeros at the end."""
+    """Samples of bytes (n, F) as rows (n * ceil(F/4T), T) of words: features padded with zeros."""
     n, features = values.shape
-    out = np.zeros((n + 1, -(-features // (4 * side)) * 4 * side), np.uint8)
-    out[:n, :features] = values
+    out = np.zeros((n, -(-features // (4 * side)) * 4 * side), np.uint8)
+    out[:, :features] = values
     return out.view("<u4").reshape(-1, side)
 
 
@@ -115,11 +135,12 @@ def bordered(values: NDArray, image: Mapping[str, int]) -> NDArray:
 
 
 def sample_rows(words: NDArray[np.uint32], side: int) -> NDArray[np.uint32]:
-    """A data set (n, F) as rows ((n+1) * ceil(F/T), T): padded features, and a sample of zeros at the end."""
+    """Samples (n, F) as rows (n * ceil(F/T), T): features padded with zeros."""
     n, features = words.shape
+    if features % side == 0:
+        return words.reshape(-1, side)
     width = -(-features // side) * side
-    out = np.empty((n + 1, width), np.uint32)
-    out[:n, :features] = words
-    out[:n, features:] = 0
-    out[n] = 0
+    out = np.empty((n, width), np.uint32)
+    out[:, :features] = words
+    out[:, features:] = 0
     return out.reshape(-1, side)

@@ -6,7 +6,7 @@ wants, and reads sums back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,9 @@ from fpgrad.host import pack
 from fpgrad.host.memory import RowAllocator
 from fpgrad.isa.executor import Executor, RunResult
 from fpgrad.isa.program import Program
+
+#: Bytes of external memory that are packed at once.
+PIECE = 1 << 18
 
 #: Steps over which the device sums metrics before the host takes the sums and resets them. Where windows begin does not
 #: depend on how many steps a call runs, so the sums do not either; and a lane of a sum adds few enough numbers to stay
@@ -83,7 +86,6 @@ class Session:
         self.counters: dict[str, int] = {
             "cycles": 0, "steps": 0, "saturated_vector": 0, "saturated_accumulator": 0, "saturated_host": 0,
         }  # fmt: skip
-        self._image = np.zeros((self.meta["image_rows"], self.side), np.float32)
         self._memory = RowAllocator(program.config.memory.dram_rows, self.side)
         self._scratch: dict[str, tuple[int, int]] = {}
         self._window: tuple[str, int] = (
@@ -93,11 +95,12 @@ class Session:
         self._so_far: dict[str, float] = {}
         self._plan: Plan | None = None
         executor.load_program(program)
-        self._image_row = self._memory.reserve(max(1, len(self._image)))
+        image = np.zeros((self.meta["image_rows"], self.side), np.float32)
+        self._image_row = self._memory.reserve(max(1, len(image)))
         for base, values in self.meta["constants"]:
             rows = np.asarray(values, np.float32)
-            self._image[base : base + len(rows)] = rows
-        self._send_image()
+            image[base : base + len(rows)] = rows
+        self._send_image(image)
 
     # Memory -------------------------------------------------------------------------------------
 
@@ -143,13 +146,13 @@ class Session:
             if not np.all(np.isfinite(array)):
                 raise DataError(f"{name} must be finite; it holds NaN or infinity")
             staged.append((info, array))
-        self._fetch_image()
+        image = self._fetch_image()
         for info, array in staged:
             parts = array.reshape(info["parts"], *info["shape"])
             for core, base in enumerate(self._places(info)):
                 rows = pack.state_rows(parts[core % len(parts)], info, self.side)
-                self._image[base : base + info["rows"]] = rows
-        self._send_image()
+                image[base : base + info["rows"]] = rows
+        self._send_image(image)
 
     def read_states(self, names: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         """States by name (default: all), float32, of the states' shapes."""
@@ -157,10 +160,10 @@ class Session:
             name: self._state(name)
             for name in (names if names is not None else self.meta["states"])
         }
-        self._fetch_image()
+        image = self._fetch_image()
         out: dict[str, NDArray[np.float32]] = {}
         for name, info in infos.items():
-            rows = [self._image[base : base + info["rows"]] for base in self._places(info)]
+            rows = [image[base : base + info["rows"]] for base in self._places(info)]
             parts = pack.tensor(
                 np.stack(rows[: info["parts"]]),
                 tuple(info["shape"]),
@@ -184,21 +187,24 @@ class Session:
                 f"state must be one of {', '.join(self.meta['states'])}, not {name!r}"
             ) from None
 
-    def _send_image(self) -> None:
+    def _send_image(self, image: NDArray[np.float32]) -> None:
         # What lives in external memory, every core has for itself.
         first, size = self.meta["outside"]
-        copies = self._image[first:].reshape(-1, max(size, 1), self.side)
+        copies = image[first:].reshape(-1, max(size, 1), self.side)
         copies[1:] = copies[:1]
-        self.executor.write(self._image_row, self._words(self._image))
+        some = max(1, PIECE // (4 * self.side))
+        for start in range(0, len(image), some):
+            words = self._words(image[start : start + some])
+            self.executor.write(self._image_row + start, words)
         for i in range(self.meta["chunks"]):
             self.executor.run(f"load/{i}", 1, [self._image_row])
         names = self.program.entries["quantise"].bases
         self.executor.run("quantise", 1, [self._image_row] * len(names))
 
-    def _fetch_image(self) -> None:
+    def _fetch_image(self) -> NDArray[np.float32]:
         for i in range(self.meta["chunks"]):
             self.executor.run(f"store/{i}", 1, [self._image_row])
-        self._image = self._read(self._image_row, len(self._image))
+        return self._read(self._image_row, self.meta["image_rows"])
 
     # Data ---------------------------------------------------------------------------------------
 
@@ -213,24 +219,27 @@ class Session:
             DataError: an input of bytes holds other numbers than 0 to 255.
             DataShapeError: arrays of different length or width. InvalidArgumentError: unknown names.
         """
-        arrays = {k: _numbers(v) for k, v in inputs.items()}
+        arrays = {k: np.asarray(v) for k, v in inputs.items()}
         lengths = {k: len(v) for k, v in arrays.items()}
         if not lengths or len(set(lengths.values())) != 1:
             raise DataShapeError(f"inputs must have the same number of samples, not {lengths}")
         samples = next(iter(lengths.values()))
         data = Dataset(samples, {})
         known: set[str] = set()
-        for function in self.meta["functions"].values():
-            for info in function["inputs"]:
-                known.add(info["name"])
-                self._upload_batch(data, info, arrays)
-            for group, names in enumerate(function["columns"]):
-                known.update(names)
-                self._upload_columns(data, f"columns {group}", names, arrays)
-        unknown = sorted(set(arrays) - known)
-        if unknown:
+        try:
+            for function in self.meta["functions"].values():
+                for info in function["inputs"]:
+                    known.add(info["name"])
+                    self._upload_batch(data, info, arrays)
+                for group, names in enumerate(function["columns"]):
+                    known.update(names)
+                    self._upload_columns(data, f"columns {group}", names, arrays)
+            unknown = sorted(set(arrays) - known)
+            if unknown:
+                raise InvalidArgumentError(f"inputs must be among {sorted(known)}, not {unknown}")
+        except BaseException:
             self.release(data)
-            raise InvalidArgumentError(f"inputs must be among {sorted(known)}, not {unknown}")
+            raise
         return data
 
     def release(self, data: Dataset) -> None:
@@ -250,15 +259,16 @@ class Session:
             raise DataShapeError(
                 f"{name} must have {columns} features a sample, not {array.shape[1]}"
             )
-        if "image" in info:
-            array = pack.bordered(array, info["image"])
-        if info.get("octets"):
-            rows = pack.sample_octets(_octets(name, array), self.side)
-        else:
-            numbers = array.astype(np.float32, copy=False)
-            rows = pack.sample_rows(self._words(numbers), self.side)
-        data.rows[name] = self._memory.reserve(len(rows))
-        self.executor.write(data.rows[name], rows)
+
+        def rows(some: NDArray) -> NDArray[np.uint32]:
+            some = pack.numbers(some)
+            if "image" in info:
+                some = pack.bordered(some, info["image"])
+            if info.get("octets"):
+                return pack.sample_octets(pack.octets(name, some), self.side)
+            return pack.sample_rows(self._words(some.astype(np.float32, copy=False)), self.side)
+
+        self._place(data, name, array, rows)
 
     def _upload_columns(
         self, data: Dataset, group: str, names: list[str], arrays: Mapping[str, NDArray]
@@ -266,12 +276,26 @@ class Session:
         key = f"{group}: {','.join(names)}"
         if key in data.rows:
             return
-        rows = np.zeros((data.samples + 1, self.side), np.uint32)
+        columns = np.zeros((data.samples, len(names)), np.float32)
         for lane, name in enumerate(names):
             if name in arrays:
-                rows[: data.samples, lane] = self._words(arrays[name].reshape(data.samples))
-        data.rows[key] = self._memory.reserve(len(rows))
-        self.executor.write(data.rows[key], rows)
+                columns[:, lane] = arrays[name].reshape(data.samples)
+        self._place(data, key, columns, lambda some: pack.sample_rows(self._words(some), self.side))
+
+    def _place(
+        self,
+        data: Dataset,
+        key: str,
+        array: NDArray,
+        rows: Callable[[NDArray], NDArray[np.uint32]],
+    ) -> None:
+        """Write the rows of all samples, and a sample of zeros behind them, without a second copy of them all."""
+        width = len(rows(np.zeros((1, *array.shape[1:]), array.dtype)))  # rows a sample
+        first = data.rows[key] = self._memory.reserve((data.samples + 1) * width)
+        some = max(1, PIECE // (4 * self.side * width))
+        for start in range(0, data.samples, some):
+            self.executor.write(first + start * width, rows(array[start : start + some]))
+        self.executor.write(first + data.samples * width, np.zeros((width, self.side), np.uint32))
 
     # Running ------------------------------------------------------------------------------------
 
@@ -494,19 +518,3 @@ class Session:
 def lane_seeds(seeds: NDArray[np.uint64], lanes: int) -> NDArray[np.uint32]:
     """Words for the generators of each lane of all cores, (steps, lanes), from one seed a step."""
     return (splitmix64(seeds, np.arange(1, lanes + 1)) >> np.uint64(32)).astype(np.uint32)
-
-
-def _numbers(values: ArrayLike) -> NDArray:
-    """As float32, or as the bytes that they are."""
-    array = np.asarray(values)
-    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
-
-
-def _octets(name: str, values: NDArray) -> NDArray[np.uint8]:
-    """Whole numbers from 0 to 255 as bytes."""
-    if values.dtype == np.uint8:
-        return values
-    octets = np.clip(values, 0, 255).astype(np.uint8)
-    if not np.array_equal(octets, values):
-        raise DataError(f"{name} must hold whole numbers from 0 to 255: the model takes bytes")
-    return octets

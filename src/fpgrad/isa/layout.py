@@ -98,15 +98,24 @@ def values(instruction: object) -> tuple[int, ...]:
     return tuple(out)
 
 
-def from_values(cls: type[I], leaf_values: tuple[int, ...]) -> I:
-    """The instruction of class ``cls`` whose leaves have these values."""
+def from_values(
+    cls: type[I], leaf_values: tuple[int, ...], groups: dict[Any, Any] | None = None
+) -> I:
+    """The instruction of class ``cls`` whose leaves have these values.
+
+    Args:
+        cls: the class.
+        leaf_values: in layout order.
+        groups: nested groups made so far. Equal ones become one object, which saves most of a program's memory.
+    """
     stream = iter(zip(layout(cls), leaf_values, strict=True))
 
     def build(c: type) -> Any:
         kwargs: dict[str, Any] = {}
         for f in dataclasses.fields(c):
             if "group" in f.metadata:
-                kwargs[f.name] = build(f.metadata["group"])
+                made = build(f.metadata["group"])
+                kwargs[f.name] = made if groups is None else groups.setdefault(made, made)
             else:
                 leaf, value = next(stream)
                 try:
@@ -128,12 +137,12 @@ def pack(instruction: object) -> int:
     return word
 
 
-def unpack(cls: type[I], word: int) -> I:
-    """The inverse of :func:`pack`."""
+def unpack(cls: type[I], word: int, groups: dict[Any, Any] | None = None) -> I:
+    """The inverse of :func:`pack`; ``groups`` as in :func:`from_values`."""
     out: list[int] = []
     for leaf in layout(cls):
         value = (word >> leaf.offset) & ((1 << leaf.width) - 1)
         if leaf.signed and value >> (leaf.width - 1):
             value -= 1 << leaf.width
         out.append(value)
-    return from_values(cls, tuple(out))
+    return from_values(cls, tuple(out), groups)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,19 @@ class Program:
             )
         try:
             units: dict[Unit, tuple[Instruction, ...]] = {}
+            groups: dict[Any, Any] = {}
             for unit, data in binaries.items():
                 size = (width(CLASS_OF[unit]) + 7) // 8
                 words = (
                     int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)
                 )
-                units[unit] = tuple(unpack(CLASS_OF[unit], w) for w in words)
+                units[unit] = tuple(unpack(CLASS_OF[unit], w, groups) for w in words)
             program = cls(
                 MachineConfig.from_dict(manifest["config"]),
                 units,
                 {k: _entry(e) for k, e in manifest["entries"].items()},
                 tuple(Symbol(**s) for s in manifest["symbols"]),
-                {Unit[k]: tuple(Note(**n) for n in v) for k, v in manifest["notes"].items()},
+                {Unit[k]: tuple(map(_note, v)) for k, v in manifest["notes"].items()},
                 manifest["meta"],
             )
         except (KeyError, TypeError, ValueError, ProgramError, ConfigError) as error:
@@ -207,6 +209,12 @@ def _entry(values: dict[str, Any]) -> Entry:
     start, stop = tuple(values["start"]), tuple(values["stop"])
     tokens = tuple(tuple(row) for row in values["tokens"])
     return Entry(start, stop, tokens, tuple(values["bases"]))
+
+
+def _note(values: dict[str, Any]) -> Note:
+    """Layers and phases come again and again: each name is kept once."""
+    note = Note(**values)
+    return replace(note, layer=sys.intern(note.layer), phase=sys.intern(note.phase))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-// Words, and buffers of them whose rows lie well in caches.
+// Words, buffers of them whose rows lie well in caches, and what they take.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +18,10 @@ template <class T> struct Aligned {
     template <class U> bool operator==(const Aligned<U>&) const { return true; }
 };
 template <class T> using Buffer = std::vector<T, Aligned<T>>;
+
+template <class V> std::int64_t octets(const V& vector) {
+    return static_cast<std::int64_t>(vector.capacity() * sizeof(typename V::value_type));
+}
 
 using Word = std::uint32_t;
 

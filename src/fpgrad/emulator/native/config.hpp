@@ -34,6 +34,10 @@ struct Config {
     int width() const { return 1 + float_exponent_bits + float_mantissa_bits; }
     // Memories hold words: a code is the upper end of its word, as in external memory.
     int word_shift() const { return 32 - width(); }
+    // Whether mantissas fit into bytes; the emulator keeps wider ones in 16 bits.
+    bool narrow() const { return mantissa_bits <= 8; }
+    // Octets of a row of mask memory, which has a bit for each lane.
+    std::int64_t mask_octets() const { return (side + 7) / 8; }
     std::int64_t tile_limit() const { return (std::int64_t{1} << (mantissa_bits - 1)) - 1; }
     std::int64_t accumulator_limit() const { return (std::int64_t{1} << (accumulator_bits - 1)) - 1; }
     // The word of 1.0, which a set bit of mask memory reads as.

@@ -1,4 +1,4 @@
-// The scheduler of a core's units: the same order as reference/executor.py.
+// The scheduler of a core's units: the same order as reference/executor.py, but that MATRIX does not run far ahead.
 #include "core.hpp"
 
 #include "units.hpp"
@@ -9,6 +9,8 @@ namespace {
 constexpr const char* UNIT_NAMES[] = {"load", "matrix", "vector", "store"};
 // The clock is read after so many instructions: reading it takes as long as a short one.
 constexpr int INSTRUCTIONS_A_LOOK = 16;
+// The matrix unit waits for the vector unit at so many finished rows: more would leave the cache.
+constexpr std::int64_t ROWS_AHEAD = 1024;
 }  // namespace
 
 Core::Core(const Config& config, int number, const Program& program, const Kernels& kernels, Dram& dram,
@@ -101,6 +103,7 @@ bool Core::go(Clock::time_point until) {
             while (ready(unit)) {
                 execute(unit);
                 progress = any = true, ++unseen;
+                if (unit == MATRIX && machine_.accumulated.size() >= ROWS_AHEAD && ready(VECTOR)) break;
             }
             if (unseen < INSTRUCTIONS_A_LOOK) continue;
             unseen = 0;

@@ -40,6 +40,7 @@ class Core {
     void check() const;
 
     Machine& machine() { return machine_; }
+    const FastPath& fast() const { return fast_; }
     const Saturated& saturated() const { return saturated_; }
     // To be called after memories were changed from outside.
     void memories_changed() { fast_.written_by_host(); }

@@ -1,4 +1,5 @@
 // The load and store units: what moves between external memory, or the other cores, and the chip.
+#include <algorithm>
 #include <bit>
 
 #include "units.hpp"
@@ -51,21 +52,21 @@ void put_octets(Machine& m, const Load& i, std::int64_t base, const std::uint8_t
             for (std::int64_t lane = 0; lane < t; ++lane) out[lane] = bytes[octets[lane]];
         }
     } else if (i.kind == MASKS) {
-        const Word one = m.config.one_word();
         for (std::int64_t r = 0; r < 32 * i.rows; ++r) {
-            Word* const out = m.row(SPACE_MASK, base + r / 32 * i.row_stride + r % 32);
-            for (std::int64_t lane = 0; lane < t; ++lane) {
+            const std::int64_t row = base + r / 32 * i.row_stride + r % 32;
+            if (t % 8 == 0) std::copy_n(octets + r * t / 8, t / 8, m.mask_row(row));
+            for (std::int64_t lane = 0; t % 8 && lane < t; ++lane) {
                 const std::int64_t bit = r * t + lane;
-                out[lane] = octets[bit / 8] >> bit % 8 & 1 ? one : 0;
+                m.set_mask(row, lane, octets[bit / 8] >> bit % 8 & 1);
             }
         }
     } else {
         const std::uint8_t* mantissas = octets + head_rows(i.rows, t) * 4 * t;
         for (std::int64_t r = 0; r < i.rows; ++r, mantissas += t * t) {
             const std::int64_t tile = base + r * i.row_stride;
-            std::int16_t* const out = m.mantissas.data() + tile * t * t;
             m.exponents[tile] = octets[r];
-            for (std::int64_t x = 0; x < t * t; ++x) out[x] = static_cast<std::int8_t>(mantissas[x]);
+            for (std::int64_t x = 0; x < t * t; ++x)
+                m.mantissas.set(tile * t * t + x, static_cast<std::int8_t>(mantissas[x]));
         }
     }
 }
@@ -74,19 +75,20 @@ void take_octets(Machine& m, const Store& i, std::int64_t base, std::uint8_t* oc
     const std::int64_t t = m.config.side;
     if (i.kind == MASKS) {
         for (std::int64_t r = 0; r < 32 * i.rows; ++r) {
-            const Word* const in = m.row(SPACE_MASK, base + r / 32 * i.row_stride + r % 32);
-            for (std::int64_t lane = 0; lane < t; ++lane) {
+            const std::int64_t row = base + r / 32 * i.row_stride + r % 32;
+            if (t % 8 == 0) std::copy_n(m.mask_row(row), t / 8, octets + r * t / 8);
+            for (std::int64_t lane = 0; t % 8 && lane < t; ++lane) {
                 const std::int64_t bit = r * t + lane;
-                octets[bit / 8] = static_cast<std::uint8_t>(octets[bit / 8] | (in[lane] != 0) << bit % 8);
+                octets[bit / 8] = static_cast<std::uint8_t>(octets[bit / 8] | m.mask(row, lane) << bit % 8);
             }
         }
     } else {
         std::uint8_t* mantissas = octets + head_rows(i.rows, t) * 4 * t;
         for (std::int64_t r = 0; r < i.rows; ++r, mantissas += t * t) {
             const std::int64_t tile = base + r * i.row_stride;
-            const std::int16_t* const in = m.mantissas.data() + tile * t * t;
             octets[r] = static_cast<std::uint8_t>(m.exponents[tile]);
-            for (std::int64_t x = 0; x < t * t; ++x) mantissas[x] = static_cast<std::uint8_t>(in[x]);
+            for (std::int64_t x = 0; x < t * t; ++x)
+                mantissas[x] = static_cast<std::uint8_t>(m.mantissas.get(tile * t * t + x));
         }
     }
 }

@@ -51,6 +51,12 @@ class Dram {
             in += words;
         });
     }
+    std::int64_t octets() const {
+        std::int64_t sum = fpgrad::octets(blocks_);
+        for (const auto& block : blocks_)
+            sum += block.load() ? BLOCK * side_ * static_cast<std::int64_t>(sizeof(Word)) : 0;
+        return sum;
+    }
     // Rows up to the last block that was made.
     std::int64_t touched() const {
         auto blocks = static_cast<std::int64_t>(blocks_.size());

@@ -26,6 +26,11 @@ class Exchange {
     bool sum();
     // Rows that were sent and not taken by all.
     std::int64_t left() const;
+    std::int64_t octets() const {
+        std::int64_t sum = fpgrad::octets(sums_) + fpgrad::octets(clamped_) + fpgrad::octets(taken_);
+        for (const auto& rows : sent_) sum += fpgrad::octets(rows);
+        return sum;
+    }
     // Numbers that an addition clamped.
     std::int64_t saturated() const { return saturated_; }
 

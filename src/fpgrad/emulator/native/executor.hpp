@@ -17,14 +17,17 @@ class Executor {
     // Makes a program the current one; all memories are cleared.
     void load(Program program);
 
-    // Runs steps of an entry, a core's instructions in the order of the reference. `interrupted` is asked every now
-    // and then; when it says yes, the run stops and false is returned. Throws Stop.
+    // Runs steps of an entry, a core's instructions in the order of core.cpp. `interrupted` is asked every now and
+    // then; when it says yes, the run stops and false is returned. Throws Stop.
     bool run(const Entry& entry, std::int64_t steps, const std::int64_t* bases,
              const std::function<bool()>& interrupted);
 
     const Config& config() const { return config_; }
     Machine& machine(int core) { return cores_.at(static_cast<std::size_t>(core))->machine(); }
+    const FastPath& fast(int core) const { return cores_.at(static_cast<std::size_t>(core))->fast(); }
     Dram& dram() { return *dram_; }
+    const Exchange& exchange() const { return *exchange_; }
+    const Program& program() const { return program_; }
     // To be called after memories were changed from outside.
     void memories_changed(int core) { cores_.at(static_cast<std::size_t>(core))->memories_changed(); }
     // Since the program was loaded: elements that saturated on all cores, each sum counted once.

@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <cstring>
 
 #include "smallfloat.hpp"
 #include "units.hpp"
@@ -55,7 +56,7 @@ int slow_row(const void* context, const std::uint32_t* a, const std::uint32_t* b
 }
 
 void slow_tile(const void* context, const std::uint32_t* rows, std::int64_t stride, std::int64_t n0,
-               std::int16_t* tile, std::int32_t* exponent) {
+               void* tile, std::int32_t* exponent) {
     *exponent = quantise_tile(*static_cast<const Exact*>(context)->config, rows, stride, n0, tile);
 }
 
@@ -247,19 +248,26 @@ FastPath::FastPath(Machine& machine, const Kernels& kernels, Pool& pool)
         for (std::size_t i = 0; i < from.base.size(); ++i)
             to.entries[i] = static_cast<Word>(from.base[i] << 16) | (static_cast<Word>(from.slope[i]) & 0xFFFF);
     }
-    for (int s = 1; s < SPACES; ++s) odd_[s].assign(m_.depth[s], 0);
+    for (int s = 1; s < SPACE_MASK; ++s) odd_[s].assign(m_.depth[s], 0);
     for (auto& row : constants_) row.assign(c.side, 0);
     std::fill(constants_[ONE].begin(), constants_[ONE].end(), 0x3F800000);
     made_.assign(c.tiles, 0);
-    bytes_ = kernels_.sum_bytes && c.side == 16 && c.mantissa_bits <= 8;
+    bytes_ = kernels_.sum_bytes && c.side == 16 && c.narrow();
     form_size_ = c.side * c.side * (bytes_ ? 1 : 2);
 }
 
 void FastPath::plan(const Program& program) {
     program_ = &program;
     passes_.clear(), matrices_.clear();
+    passes_.reserve(program.vector.size()), matrices_.reserve(program.matrix.size());
     for (const Vector& v : program.vector) passes_.push_back(covered_ ? plan_pass(v) : PassPlan{});
     for (const Matrix& i : program.matrix) matrices_.push_back(covered_ ? plan_matrix(i) : MatrixPlan{});
+    for (std::size_t n = 0; n < matrices_.size(); ++n) {
+        if (!matrices_[n].ok) continue;
+        const Matrix& i = program.matrix[n];
+        plan_places(i.streamed.transposed ? LEFT_TRANSPOSED : LEFT, tiles_extent(i, i.streamed).size());
+        plan_places(i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT, tiles_extent(i, i.stationary).size());
+    }
 }
 
 PassPlan FastPath::plan_pass(const Vector& v) const {
@@ -280,12 +288,13 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
         return plan;
 
     find_conflicts(v, plan, t);
+    if (plan.buffered && v.target.space == SPACE_MASK) return plan;
     PassArgs& p = plan.args;
     p.n[3] = n.n3, p.n[2] = n.n2, p.n[1] = n.n1, p.n[0] = n.n0;
     const Rows by_row{nullptr, {t, n.n0 * t, n.n1 * n.n0 * t, n.n2 * n.n1 * n.n0 * t}};
     Rows streams[SOURCES];
-    if (v.uses(P0)) streams[P0] = plan_stream(n, v.p0, plan.transposing[0]);
-    if (v.uses(P1)) streams[P1] = plan_stream(n, v.p1, plan.transposing[1]);
+    if (v.uses(P0)) streams[P0] = plan_stream(v, v.p0, plan.transposing[0]);
+    if (v.uses(P1)) streams[P1] = plan_stream(v, v.p1, plan.transposing[1]);
     streams[ACC] = streams[RANDOM] = by_row;
     // A factor of one is no product, a factor of zero is zero.
     int a = static_cast<int>(v.a), b = static_cast<int>(v.b);
@@ -297,11 +306,13 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
     plan.sources[0] = a, plan.sources[1] = b, plan.sources[2] = static_cast<int>(v.c);
     plan.sources[3] = static_cast<int>(v.d);
     p.a = streams[a], p.b = streams[b], p.c = streams[v.c], p.d = streams[v.d];
+    const std::int64_t size = row_size(v.target.space);
     if (v.target.space != SPACE_NONE)
-        p.target = plan.buffered
-                       ? by_row
-                       : Rows{nullptr, {v.target.s0 * t, v.target.s1 * t, v.target.s2 * t, v.target.s3 * t}};
-    p.to_mask = v.target.space == SPACE_MASK;
+        p.target = plan.buffered ? by_row
+                                 : Rows{nullptr,
+                                        {v.target.s0 * size, v.target.s1 * size, v.target.s2 * size, v.target.s3 * size},
+                                        v.target.space == SPACE_MASK};
+    p.bits = p.a.bits || p.b.bits || p.c.bits || p.d.bits;
     p.negate_product = v.negate_product ? 0x80000000 : 0, p.negate_c = v.negate_c ? 0x80000000 : 0;
     p.alu = static_cast<int>(v.alu), p.function = static_cast<int>(v.function);
     p.table = &tables_[v.function];
@@ -310,7 +321,7 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
     p.row_limit = v.row_mask.limit, p.lane_limit = std::min(v.lane_mask.limit, t);
     p.tiled = v.tile.enable, p.flow = v.tile.enable && v.tile.flow;
     p.tile_s[3] = v.tile.s3, p.tile_s[2] = v.tile.s2, p.tile_s[1] = v.tile.s1;
-    p.mantissa_bits = m_.config.mantissa_bits;
+    p.mantissa_bits = m_.config.mantissa_bits, p.narrow = m_.config.narrow();
     p.slow_row = slow_row, p.slow_tile = slow_tile;
     Nesting(plan, t).simplify();
     plan.run = kernels_.pass(static_cast<int>(t), p);
@@ -319,19 +330,23 @@ PassPlan FastPath::plan_pass(const Vector& v) const {
 }
 
 // The rows of a stream as a kernel finds them.
-Rows FastPath::plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const {
-    const std::int64_t t = m_.config.side;
-    if (!s.transposed) return {nullptr, {s.s0 * t, s.s1 * t, s.s2 * t, s.s3 * t}};
+Rows FastPath::plan_stream(const Vector& v, const RowStream& s, PassPlan::Transposing& transposing) const {
+    const std::int64_t t = m_.config.side, size = row_size(s.space);
+    const Loops& n = v.loops;
+    const bool bits = s.space == SPACE_MASK;
+    if (!s.transposed && !(bits && v.reduce))
+        return {nullptr, {s.s0 * size, s.s1 * size, s.s2 * size, s.s3 * size}, bits};
     const bool aligned = (n.n3 == 1 || s.s3 % t == 0) && (n.n2 == 1 || s.s2 % t == 0) && (n.n1 == 1 || s.s1 % t == 0);
-    const bool by_tile = n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned;
+    const bool by_tile = !bits && n.n0 > 1 && s.s0 == 1 && s.base % t + n.n0 <= t && aligned;
     transposing = by_tile ? PassPlan::BY_TILE : PassPlan::BY_ROW;
     const std::int64_t each = by_tile ? t : n.n0;
     return {nullptr, {t, each * t, n.n1 * each * t, n.n2 * n.n1 * each * t}};
 }
 
-Word* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const {
+void* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const {
     const std::int64_t t = m_.config.side;
     Word* const memory = m_.rows[s.space].data();
+    if (how == PassPlan::NOT && s.space == SPACE_MASK) return m_.mask_row(s.base);
     if (how == PassPlan::NOT) return memory + s.base * t;
     const std::int64_t outer = n.n3 * n.n2 * n.n1;
     scratch.resize(static_cast<std::size_t>(outer * (how == PassPlan::BY_TILE ? t : n.n0) * t));
@@ -347,6 +362,17 @@ Word* FastPath::transpose(const Loops& n, const RowStream& s, PassPlan::Transpos
         return scratch.data() + s.base % t * t;
     }
     each(s.base, loops, [&](std::int64_t at, std::int64_t, std::int64_t) {
+        if (s.space == SPACE_MASK && !s.transposed) {
+            const std::uint32_t one = m_.config.one_word();
+            std::uint32_t bits = 0;
+            std::memcpy(&bits, m_.mask_row(at), static_cast<std::size_t>(m_.config.mask_octets()));
+            for (std::int64_t lane = 0; lane < t; ++lane) *out++ = (bits >> lane & 1) * one;
+            return;
+        }
+        if (s.space == SPACE_MASK) {
+            for (std::int64_t lane = 0; lane < t; ++lane) *out++ = m_.word(SPACE_MASK, at - at % t + lane, at % t);
+            return;
+        }
         const Word* column = memory + (at - at % t) * t + at % t;
         for (std::int64_t lane = 0; lane < t; ++lane) *out++ = column[lane * t];
     });
@@ -359,7 +385,7 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
     if (!plan.ok || reads_odd(v)) return false;
     const Loops& n = v.loops;
     const std::int64_t t = m_.config.side, rows = v.rows();
-    Word* data[SOURCES];
+    void* data[SOURCES];
     for (const auto& [source, i] : {std::pair{I0, &v.i0}, std::pair{I1, &v.i1}}) {
         if (!v.uses(source)) continue;
         const Word word = i->scalar ? m_.scalars[i->value] : static_cast<Word>(i->value << m_.config.word_shift());
@@ -394,10 +420,12 @@ bool FastPath::pass(std::size_t index, std::int64_t& saturated) {
     if (plan.buffered) {
         buffered_rows_.resize(static_cast<std::size_t>(rows * t));
         p.target.data = buffered_rows_.data();
+    } else if (v.target.space == SPACE_MASK) {
+        p.target.data = m_.mask_row(v.target.base);
     } else if (v.target.space != SPACE_NONE) {
         p.target.data = m_.row(v.target.space, v.target.base);
     }
-    p.tiles = m_.mantissas.data() + v.tile.base * t * t;
+    p.tiles = m_.mantissas.at(v.tile.base * t * t);
     p.exponents = m_.exponents.data() + v.tile.base;
     const Exact exact{&m_.config, &v};
     p.context = &exact;
@@ -433,10 +461,12 @@ void FastPath::split_pass(const PassPlan& plan, std::int64_t& saturated) {
         PassArgs mine = plan.args;
         mine.n[loop] = to - from;
         for (Rows* r : {&mine.a, &mine.b, &mine.c, &mine.d, &mine.target})
-            if (r->data) r->data += from * r->s[loop];
+            if (r->data) r->advance(from * r->s[loop]);
         if (mine.tiled) {
             const std::int64_t tile = loop ? from * mine.tile_s[loop] : from / unit * mine.tile_s[1];
-            mine.tiles += tile * m_.config.side * m_.config.side, mine.exponents += tile;
+            mine.tiles = static_cast<std::uint8_t*>(mine.tiles) +
+                         tile * m_.config.side * m_.config.side * m_.mantissas.octets();
+            mine.exponents += tile;
         }
         // Masks hold on the last iteration of the whole loop only.
         for (int* mask : {&mine.row_mask_loop, &mine.lane_mask_loop})
@@ -488,7 +518,7 @@ void FastPath::forget_forms(const Vector& v) {
 
 void FastPath::written(const Vector& v) {
     if (!covered_ || v.op != OP_PASS) return;
-    if (v.target.space != SPACE_NONE) clear_odd(v);
+    if (v.target.space != SPACE_NONE && v.target.space != SPACE_MASK) clear_odd(v);
     if (v.tile.enable) forget_forms(v);
 }
 
@@ -509,8 +539,22 @@ void FastPath::written(const Load& l) {
 
 void FastPath::written_by_host() {
     if (!covered_) return;
-    for (int s = 1; s < SPACES; ++s) mark(s, 0, m_.depth[s]);
+    for (int s = 1; s < SPACE_MASK; ++s) mark(s, 0, m_.depth[s]);
     std::fill(made_.begin(), made_.end(), 0);
+}
+
+std::int64_t FastPath::plan_octets() const {
+    std::int64_t sum = octets(passes_) + octets(matrices_);
+    for (const MatrixPlan& plan : matrices_) sum += octets(plan.left) + octets(plan.right);
+    return sum;
+}
+
+std::int64_t FastPath::scratch_octets() const {
+    std::int64_t sum = octets(random_rows_) + octets(buffered_rows_);
+    for (const auto& rows : scratch_) sum += octets(rows);
+    for (const auto& rows : odd_) sum += octets(rows);
+    for (const Scratch& s : scratches_) sum += octets(s.exponents) + octets(s.clamped);
+    return sum;
 }
 
 }  // namespace fpgrad

@@ -4,6 +4,8 @@
 // formats, rows with words that the machine never makes itself, and the rare options that no kernel has.
 #pragma once
 
+#include <memory>
+
 #include "kernels.hpp"
 #include "machine.hpp"
 #include "pool.hpp"
@@ -13,7 +15,7 @@ namespace fpgrad {
 
 // What is known of a vector pass before it runs.
 struct PassPlan {
-    // How a stream of transposed rows is made into rows.
+    // How a stream of transposed rows, or of bits for a reducing pass, is made into rows.
     enum Transposing { NOT, BY_TILE, BY_ROW };
 
     bool ok = false;
@@ -35,6 +37,17 @@ struct MatrixPlan {
     std::vector<std::int32_t> left, right;
 };
 
+// Tiles in one form that products read. Tile n has the place n & mask and keeps it until another tile needs it: so many
+// places that the tiles of no instruction meet are enough, and few enough to stay in a cache.
+struct FormMemory {
+    struct alignas(64) Line {
+        std::uint8_t octets[64];
+    };
+    std::unique_ptr<Line[]> lines;
+    std::vector<std::int32_t> tiles;  // which is in each place, or -1
+    std::int64_t mask() const { return static_cast<std::int64_t>(tiles.size()) - 1; }
+};
+
 class FastPath {
   public:
     FastPath(Machine& machine, const Kernels& kernels, Pool& pool);
@@ -47,6 +60,10 @@ class FastPath {
     void written(const Vector& v);
     void written(const Load& l);
     void written_by_host();
+    // Octets of what is kept beside the machine's memories.
+    std::int64_t plan_octets() const;
+    std::int64_t form_octets() const;
+    std::int64_t scratch_octets() const;
 
   private:
     // What a thread needs for an output tile.
@@ -56,19 +73,27 @@ class FastPath {
     };
 
     PassPlan plan_pass(const Vector& v) const;
-    Rows plan_stream(const Loops& n, const RowStream& s, PassPlan::Transposing& transposing) const;
+    // How far apart rows of a memory are, in the units of Rows.
+    std::int64_t row_size(std::int64_t space) const {
+        return space == SPACE_MASK ? m_.config.mask_octets() : m_.config.side;
+    }
+    Rows plan_stream(const Vector& v, const RowStream& s, PassPlan::Transposing& transposing) const;
     MatrixPlan plan_matrix(const Matrix& i) const;
     bool reads_odd(const Vector& v) const;
     bool stream_odd(const Loops& n, const RowStream& s) const;
     void mark(int space, std::int64_t first, std::int64_t rows);
-    Word* transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const;
+    void* transpose(const Loops& n, const RowStream& s, PassPlan::Transposing how, Buffer<Word>& scratch) const;
     void write_buffered(const Vector& v);
     void split_pass(const PassPlan& plan, std::int64_t& saturated);
     void clear_odd(const Vector& v);
     void forget_forms(const Vector& v);
+    void plan_places(int form, std::int64_t tiles);
     void build_forms(const Matrix& i, const MatrixPlan& plan);
+    bool made(int form, std::int64_t tile) const {
+        return made_[tile] >> form & 1 && forms_[form].tiles[tile & forms_[form].mask()] == tile;
+    }
     void form(int which, std::int64_t tile);
-    const void* tile(int form, std::int64_t tile) const;
+    Places places(int form, std::int64_t first, const std::vector<std::int32_t>& offset) const;
     void output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t number, Word* words, std::uint8_t* over,
                      Scratch& scratch) const;
     void sum(const Terms& terms, std::int32_t* sums) const;
@@ -85,11 +110,10 @@ class FastPath {
     // Rows that hold a word that the kernels do not take.
     std::vector<std::uint8_t> odd_[SPACES];
     std::int64_t odd_count_[SPACES] = {};
-    // Tiles in the forms that products read.
-    bool bytes_ = false;         // in bytes
-    std::int64_t form_size_ = 0;  // bytes of a tile
-    Buffer<std::uint8_t> forms_[FORMS];
-    std::vector<std::uint8_t> made_;  // a bit for each form of a tile
+    bool bytes_ = false;          // whether forms are in bytes
+    std::int64_t form_size_ = 0;  // octets of a tile
+    FormMemory forms_[FORMS];
+    std::vector<std::uint8_t> made_;  // a bit for each form of a tile that was made since the tile was written
     std::vector<Scratch> scratches_;
     Buffer<Word> scratch_[2], random_rows_, buffered_rows_, constants_[SOURCES];
 };

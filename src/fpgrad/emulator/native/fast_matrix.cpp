@@ -5,6 +5,7 @@
 // loses bits and is added on its own. With at most `safe_terms` products no sum can saturate, and then their
 // order does not matter; with more, that is looked at after every few terms.
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 #include "fast.hpp"
@@ -22,6 +23,9 @@ constexpr std::int64_t TILES_WORTH_A_THREAD = 64;
 // Terms that are summed before the next look at how far the sums are from saturation.
 constexpr std::int64_t TERMS_AT_ONCE = 64;
 
+// Places for tiles in each form, if no instruction needs more: few are made again, and what is made is in the cache.
+constexpr std::int64_t PLACES = 1024;
+
 }  // namespace
 
 MatrixPlan FastPath::plan_matrix(const Matrix& i) const {
@@ -38,33 +42,44 @@ MatrixPlan FastPath::plan_matrix(const Matrix& i) const {
     return plan;
 }
 
-void FastPath::form(int which, std::int64_t tile) {
-    if (made_[tile] >> which & 1) return;
-    made_[tile] |= static_cast<std::uint8_t>(1 << which);
-    const int t = m_.config.side;
-    const std::int16_t* const in = m_.mantissas.data() + tile * t * t;
-    std::uint8_t* const out = forms_[which].data() + tile * form_size_;
-    bytes_ ? kernels_.form_bytes(which, in, out) : kernels_.form(t, which, in, out);
+// Makes room for an instruction's tiles.
+void FastPath::plan_places(int form, std::int64_t tiles) {
+    const auto enough = static_cast<std::uint64_t>(std::max(tiles, std::min(m_.config.tiles, PLACES)));
+    const std::size_t places = std::bit_ceil(enough);
+    FormMemory& memory = forms_[form];
+    if (memory.tiles.size() >= places) return;
+    memory.tiles.assign(places, -1);
+    memory.lines = std::make_unique_for_overwrite<FormMemory::Line[]>((places * form_size_ + 63) / 64);
 }
 
-const void* FastPath::tile(int form, std::int64_t tile) const {
-    if (form == LEFT && !bytes_) return m_.mantissas.data() + tile * m_.config.side * m_.config.side;
-    return forms_[form].data() + tile * form_size_;
+void FastPath::form(int which, std::int64_t tile) {
+    FormMemory& memory = forms_[which];
+    const std::int64_t place = tile & memory.mask();
+    memory.tiles[place] = static_cast<std::int32_t>(tile);
+    made_[tile] |= static_cast<std::uint8_t>(1 << which);
+    const int t = m_.config.side;
+    const void* const in = m_.mantissas.at(tile * t * t);
+    void* const out = memory.lines[0].octets + place * form_size_;
+    bytes_ ? kernels_.form_bytes(which, in, out) : kernels_.form(t, which, m_.config.narrow(), in, out);
+}
+
+Places FastPath::places(int form, std::int64_t first, const std::vector<std::int32_t>& offset) const {
+    return {forms_[form].lines.get(), forms_[form].mask(), first, offset.data()};
 }
 
 void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
     const auto build = [&](const TileStream& s, const std::vector<std::int32_t>& offsets, int which) {
-        if (which == LEFT && !bytes_) return;
-        if (forms_[which].empty()) forms_[which].resize(static_cast<std::size_t>(m_.config.tiles * form_size_));
         const Extent all = tiles_extent(i, s);
-        const std::int64_t tiles = all.high - all.low + 1;
+        const std::int64_t tiles = all.size();
         if (tiles > 2 * i.outputs() * i.terms()) {  // far between
             for (std::int64_t number = 0; number < i.outputs(); ++number)
-                for (const std::int32_t offset : offsets) form(which, i.first(s, number) + offset);
+                for (const std::int32_t offset : offsets)
+                    if (const std::int64_t tile = i.first(s, number) + offset; !made(which, tile)) form(which, tile);
             return;
         }
         const auto range = [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t tile = from; tile < to; ++tile) form(which, tile);
+            for (std::int64_t tile = from; tile < to; ++tile)
+                if (!made(which, tile)) form(which, tile);
         };
         if (pool_.threads() == 1 || tiles < TILES_WORTH_A_THREAD) return range(all.low, all.high + 1);
         const int parts = pool_.chunks(tiles);
@@ -74,6 +89,13 @@ void FastPath::build_forms(const Matrix& i, const MatrixPlan& plan) {
     };
     build(i.streamed, plan.left, i.streamed.transposed ? LEFT_TRANSPOSED : LEFT);
     build(i.stationary, plan.right, i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT);
+}
+
+std::int64_t FastPath::form_octets() const {
+    std::int64_t sum = octets(made_);
+    for (const FormMemory& memory : forms_)
+        sum += octets(memory.tiles) + static_cast<std::int64_t>(memory.tiles.size()) * form_size_;
+    return sum;
 }
 
 void FastPath::sum(const Terms& terms, std::int32_t* sums) const {
@@ -112,9 +134,9 @@ void FastPath::output_tile(const Matrix& i, const MatrixPlan& plan, std::int64_t
     const std::int32_t top =
         kernels_.exponents(m_.exponents.data() + left, plan.left.data(), m_.exponents.data() + right,
                            plan.right.data(), count, scratch.exponents.data());
-    Terms terms{tile(i.streamed.transposed ? LEFT_TRANSPOSED : LEFT, left),
-                tile(i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT, right),
-                plan.left.data(), plan.right.data(), scratch.exponents.data(), 0, count, top, guard, i.rows};
+    Terms terms{places(i.streamed.transposed ? LEFT_TRANSPOSED : LEFT, left, plan.left),
+                places(i.stationary.transposed ? RIGHT_TRANSPOSED : RIGHT, right, plan.right),
+                scratch.exponents.data(), 0, count, top, guard, i.rows};
     std::fill_n(over, i.rows, 0);
     if (top == 0) {
         std::fill_n(words, i.rows * t, 0);

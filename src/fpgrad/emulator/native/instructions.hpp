@@ -184,6 +184,10 @@ struct Program {
     std::vector<Matrix> matrix;
     std::vector<Vector> vector;
     std::vector<Store> store;
+    std::size_t octets() const {
+        return load.size() * sizeof(Load) + matrix.size() * sizeof(Matrix) + vector.size() * sizeof(Vector) +
+               store.size() * sizeof(Store);
+    }
 };
 
 }  // namespace fpgrad

@@ -11,13 +11,18 @@ namespace fpgrad {
 
 constexpr int LOOPS = 4;
 
-// Rows by an affine nest: data + i3*s[3] + i2*s[2] + i1*s[1] + i0*s[0], strides in words.
+// Rows by an affine nest: data + i3*s[3] + i2*s[2] + i1*s[1] + i0*s[0], strides in words. Of mask memory: rows of bits,
+// the lowest lane first, strides in octets.
 struct Rows {
-    std::uint32_t* data = nullptr;
+    void* data = nullptr;
     std::int64_t s[LOOPS] = {};
-    std::uint32_t* at(std::int64_t i3, std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
-        return data + i3 * s[3] + i2 * s[2] + i1 * s[1] + i0 * s[0];
+    bool bits = false;
+    std::int64_t offset(std::int64_t i3, std::int64_t i2, std::int64_t i1, std::int64_t i0) const {
+        return i3 * s[3] + i2 * s[2] + i1 * s[1] + i0 * s[0];
     }
+    void advance(std::int64_t by) { data = bits ? static_cast<void*>(octets(by)) : words(by); }
+    std::uint32_t* words(std::int64_t offset) const { return static_cast<std::uint32_t*>(data) + offset; }
+    std::uint8_t* octets(std::int64_t offset) const { return static_cast<std::uint8_t*>(data) + offset; }
 };
 
 // The last iteration of a loop, 0 to 3; or always, or never.
@@ -32,8 +37,8 @@ struct FastTable {
 struct PassArgs {
     std::int64_t n[LOOPS];
     Rows a, b, c, d, target;  // target.data is null when only tiles are written
+    bool bits;                // whether an operand's rows are of bits
     bool multiply, post_multiply, reduce;
-    bool to_mask;  // the target keeps whether results are above 0
     std::uint32_t negate_product, negate_c;  // the sign bit, or 0
     int alu, function;
     const FastTable* table;
@@ -43,7 +48,8 @@ struct PassArgs {
     // Tiles, T*T mantissas each: one for each (i3, i2, i1), or with `flow` as many for each (i3, i2) as the rows of
     // both inner loops fill.
     bool tiled, flow;
-    std::int16_t* tiles;
+    void* tiles;
+    bool narrow;  // mantissas are bytes, not 16 bits
     std::int32_t* exponents;
     std::int64_t tile_s[LOOPS];  // of loops 3, 2 and 1
     int mantissa_bits;
@@ -54,7 +60,7 @@ struct PassArgs {
     const void* context;
     // Quantises one tile exactly, for exponents near the lower end of the range.
     void (*slow_tile)(const void* context, const std::uint32_t* rows, std::int64_t stride, std::int64_t n0,
-                      std::int16_t* tile, std::int32_t* exponent);
+                      void* tile, std::int32_t* exponent);
 };
 
 // Tiles in the order in which sums of products read them. In 16 bits: rows of T mantissas (LEFT), pairs of
@@ -62,10 +68,18 @@ struct PassArgs {
 // neighbouring rows, T/4 rows of T groups (RIGHT). Transposed: of the transposed tile.
 enum Form : int { LEFT, LEFT_TRANSPOSED, RIGHT, RIGHT_TRANSPOSED, FORMS };
 
+// Where the tiles of all terms lie in one form: tile number n in the place n & mask.
+struct Places {
+    const void* forms;
+    std::int64_t mask;
+    std::int64_t first;  // tile of the first term
+    const std::int32_t* offset;  // from it to each term's
+    std::int64_t place(std::int64_t term) const { return (first + offset[term]) & mask; }
+};
+
 // The terms of an output tile, and those of them that are to be summed.
 struct Terms {
-    const void *left, *right;  // forms of the first term's tiles
-    const std::int32_t *left_offset, *right_offset;  // from there to each term's, in tiles
+    Places left, right;
     const std::int32_t* exponents;  // of the products; 0: there is a tile of zeros
     std::int64_t from, to;
     std::int32_t top, guard;  // a product counts floor(p * 2**(guard - (top - exponent)))
@@ -85,11 +99,11 @@ struct Kernels {
                               const std::int32_t* right_offset, std::int64_t count, std::int32_t* out);
     // sums[r*T + lane] of the terms' rows; there is room for T rows.
     void (*sum)(int side, const Terms& terms, std::int32_t* sums);
-    // A tile in the form for `sum`; LEFT is the tile itself.
-    void (*form)(int side, int form, const std::int16_t* in, void* out);
-    // The same in bytes, for tiles of side 16; null where that is not faster.
+    // A tile in the form for `sum`; narrow: its mantissas are bytes.
+    void (*form)(int side, int form, bool narrow, const void* in, void* out);
+    // The same in bytes, for narrow tiles of side 16; null where that is not faster.
     void (*sum_bytes)(const Terms& terms, std::int32_t* sums);
-    void (*form_bytes)(int form, const std::int16_t* in, void* out);
+    void (*form_bytes)(int form, const void* in, void* out);
     // Sums to words, for a power of two that no result leaves the range with.
     void (*drain)(const std::int32_t* sums, std::int64_t count, std::int32_t power, std::uint32_t* words);
     // out = the transposed matrix of 32-bit words.

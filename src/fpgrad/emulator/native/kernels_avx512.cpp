@@ -11,7 +11,7 @@ namespace avx512vnni {
 std::int32_t exponents(const std::int32_t* left, const std::int32_t* left_offset, const std::int32_t* right,
                        const std::int32_t* right_offset, std::int64_t count, std::int32_t* out);
 void sum_bytes(const Terms& terms, std::int32_t* sums);
-void form_bytes(int form, const std::int16_t* in, void* out);
+void form_bytes(int form, const void* in, void* out);
 }  // namespace avx512vnni
 
 static bool supported() {

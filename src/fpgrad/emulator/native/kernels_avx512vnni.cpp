@@ -38,8 +38,8 @@ template <int R> struct Sums {
         extra = (__m512i)((Words)extra << by);
     }
     void add(const Terms& t, std::int64_t k, std::int64_t row) {
-        const Octets* left = static_cast<const Octets*>(t.left) + std::int64_t{t.left_offset[k]} * T * T + row * T;
-        const Octets* right = static_cast<const Octets*>(t.right) + std::int64_t{t.right_offset[k]} * T * T;
+        const Octets* left = static_cast<const Octets*>(t.left.forms) + t.left.place(k) * T * T + row * T;
+        const Octets* right = static_cast<const Octets*>(t.right.forms) + t.right.place(k) * T * T;
         const __m512i all128 = _mm512_set1_epi8(-128);
 #pragma GCC unroll 4
         for (int j = 0; j < T / 4; ++j) {
@@ -136,11 +136,10 @@ void sum_bytes(const Terms& terms, std::int32_t* sums) {
     sum_rows<4>(terms, 0, sums);
 }
 
-void form_bytes(int form, const std::int16_t* in, void* out) {
-    alignas(64) Block rows[T], work[T];
+void form_bytes(int form, const void* in, void* out) {
+    alignas(64) Block work[T];
+    const Block* const rows = static_cast<const Block*>(in);
     Block* const to = static_cast<Block*>(out);
-    for (int r = 0; r < T; r += 2)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(rows + r), _mm512_maskz_cvtepi16_epi8(~0u, _mm512_loadu_si512(in + r * T)));
     const Block turn = _mm_set1_epi8(-128);
     switch (form) {
     case LEFT:

@@ -18,6 +18,8 @@ namespace fpgrad::FPGRAD_LEVEL {
 
 #include "simd.hpp"
 
+#include "kernels_arithmetic.hpp"
+
 #include "kernels_pass.hpp"
 
 #include "kernels_matrix.hpp"

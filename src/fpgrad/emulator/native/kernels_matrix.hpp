@@ -52,8 +52,8 @@ template <int T, int N> void sum_tile(const Terms& t, std::int32_t* sums) {
     Product order[ROOM];
     int count = 0, last = 0;
     const auto product = [&](std::int64_t k, int shift) {
-        return Product{static_cast<const std::int16_t*>(t.left) + std::int64_t{t.left_offset[k]} * T * T,
-                       static_cast<const std::int16_t*>(t.right) + std::int64_t{t.right_offset[k]} * T * T, shift};
+        return Product{static_cast<const std::int16_t*>(t.left.forms) + t.left.place(k) * T * T,
+                       static_cast<const std::int16_t*>(t.right.forms) + t.right.place(k) * T * T, shift};
     };
     std::int32_t high = 0, low = t.top;
     for (std::int64_t k = t.from; k < t.to; ++k)
@@ -159,7 +159,9 @@ inline void transpose(std::int64_t rows, std::int64_t columns, const std::uint32
 template <int T> void make_form(int form, const std::int16_t* in, std::int16_t* out) {
     using Word = std::uint32_t;
     alignas(64) std::int16_t pairs[T * T];
-    if (form == RIGHT) {
+    if (form == LEFT) {
+        __builtin_memcpy(out, in, T * T * sizeof *in);
+    } else if (form == RIGHT) {
         pair_rows<T>(in, out);
     } else if (form == RIGHT_TRANSPOSED) {  // pairs of the transposed are words of the tile
         transpose(T, T / 2, reinterpret_cast<const Word*>(in), T / 2, reinterpret_cast<Word*>(out));
@@ -169,10 +171,20 @@ template <int T> void make_form(int form, const std::int16_t* in, std::int16_t* 
     }
 }
 
-inline void form(int side, int form, const std::int16_t* in, void* out) {
+template <int T> void make_form(int form, bool narrow, const void* in, void* out) {
+    std::int16_t* const to = static_cast<std::int16_t*>(out);
+    if (!narrow) return make_form<T>(form, static_cast<const std::int16_t*>(in), to);
+    alignas(64) std::int16_t wide[T * T];
+    std::int16_t* const __restrict widened = form == LEFT ? to : wide;
+    const auto* __restrict octets = static_cast<const std::int8_t*>(in);
+    for (int x = 0; x < T * T; ++x) widened[x] = octets[x];
+    if (form != LEFT) make_form<T>(form, wide, to);
+}
+
+inline void form(int side, int form, bool narrow, const void* in, void* out) {
     switch (side) {
-    case 4: return make_form<4>(form, in, static_cast<std::int16_t*>(out));
-    case 8: return make_form<8>(form, in, static_cast<std::int16_t*>(out));
-    default: return make_form<16>(form, in, static_cast<std::int16_t*>(out));
+    case 4: return make_form<4>(form, narrow, in, out);
+    case 8: return make_form<8>(form, narrow, in, out);
+    default: return make_form<16>(form, narrow, in, out);
     }
 }

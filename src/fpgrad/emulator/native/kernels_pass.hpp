@@ -1,174 +1,78 @@
 // Vector passes of one level: included by kernels_impl.hpp inside its namespace.
 #pragma once
 
-constexpr std::int32_t SIGN = INT32_MIN, ABS = INT32_MAX;
-// Results of this magnitude and above go the exact way: rounding could reach the all-ones exponent.
-constexpr std::int32_t HIGH = 0x7F7FFF00;
-// Non-zero products below 2**-117 too: their errors could be subnormal, and rounding hides which are tiny.
-constexpr std::int32_t LOW = 0x05000000;
+// Rows of bits that are made into rows of words before a pass goes on: they stay in the first cache.
+constexpr int BITS_AT_ONCE = 32;
 
-template <int N> struct Arithmetic : Simd<N> {
-    using S = Simd<N>;
-    using I = typename S::I;
-    using F = typename S::F;
+// Rows of an operand: where they are, or where rows of bits were made into rows of words.
+struct Stream {
+    const std::uint32_t* at;
+    std::int64_t stride;
+};
 
-    // What operations need at hand. GCC would make such constants anew in every row.
-    struct Constants {
-#if defined(__AVX512F__)
-        I abs = S::splat(ABS), cut = S::splat(~0xFF), tie = S::splat(0x100), half = S::splat(0x7F);
-        I more = S::splat(0x80), unit = S::splat(1), tiny = S::splat(0x007FFFFF), high = S::splat(HIGH);
-        I low = S::splat(LOW - 1), all = S::splat(-1);
-        Constants() {
-            if constexpr (N == 16)
-                asm("" : "+v"(abs), "+v"(cut), "+v"(tie), "+v"(half), "+v"(more), "+v"(unit), "+v"(tiny), "+v"(high),
-                    "+v"(low), "+v"(all));
-        }
-#endif
-    };
+template <int T, int N> struct BitRows {
+    using A = Arithmetic<N>;
+    using I = typename A::I;
+    using F = typename A::F;
+    static constexpr int V = T / N, OCTETS = (T + 7) / 8;
 
-    // The extremes of the magnitudes in a row, from which one comparison tells whether it must go the exact way.
-    struct Range {
-        I high = {}, low = ~I{};  // largest, and (unsigned) smallest less one, so that zero is the largest
-        void add(I magnitude) { high = S::larger(high, magnitude); }
-        void add_product(I magnitude, I less) {  // less: the magnitude less one
-            add(magnitude);
-            low = S::smaller_unsigned(low, less);
+    static void store(std::uint8_t* to, const I (&result)[V]) {
+        std::uint32_t bits = 0;
+        for (int v = 0; v < V; ++v) bits |= A::bits((I)((F)result[v] > 0)) << v * N;
+        __builtin_memcpy(to, &bits, OCTETS);
+    }
+    // Not inline: each of the many passes would have its own.
+    [[gnu::noinline]] static Stream words(const Rows& r, std::int64_t first, std::int64_t count, std::uint32_t* room) {
+        for (std::int64_t row = 0; row < count; ++row) {
+            std::uint32_t bits = 0;
+            __builtin_memcpy(&bits, r.octets(first + row * r.s[0]), OCTETS);
+            for (int v = 0; v < V; ++v) A::store(room + row * T + v * N, A::where(bits >> v * N, (I)A::one()));
         }
-        void exclude(I lanes) { high |= lanes & ABS; }
-        bool bad(const Constants& c) const {
-#if defined(__AVX512F__)
-            if constexpr (N == 16)
-                return (_mm512_cmpgt_epi32_mask((__m512i)high, (__m512i)c.high) |
-                        _mm512_cmplt_epu32_mask((__m512i)low, (__m512i)c.low)) != 0;
-#endif
-            (void)c;
-            return S::any((high > HIGH) | (I)((typename S::U)low < (typename S::U)S::splat(LOW - 1)));
-        }
-    };
+        return {room, T};
+    }
+};
 
-    // f + e rounded to 16 bits, ties to even, where |e| is at most half a unit of f's last of 24 bits.
-    static I round(F f, F e) {
-        const I x = (I)f, odd = x >> 8, towards = (I)((typename S::U)(x ^ (I)e) >> 31);
-        return (x + 0x80 - ((I)(e == 0) ? ~odd & 1 : towards)) & ~0xFF;
-    }
-#if defined(__AVX512F__)
-    // The magnitude rounded towards zero, made odd when that is not exact: what it was is then known after rounding to
-    // fewer bits. From the result rounded up and down.
-    static I odd(__m512 above, __m512 below, const Constants& c) {
-        const __m512i cut = _mm512_maskz_min_epu32(0xFFFF, (__m512i)above, (__m512i)below);
-        return (I)_mm512_mask_or_epi32(cut, _mm512_cmp_ps_mask(above, below, _CMP_NEQ_OQ), cut, (__m512i)c.unit);
-    }
-    // An odd one rounded to 16 bits, ties to even; zero where `keep` is not.
-    static F round_odd(I x, __mmask16 keep, const Constants& c) {
-        const __mmask16 up = _mm512_test_epi32_mask((__m512i)x, (__m512i)c.tie);
-        const __m512i sum = (__m512i)(x + (I)_mm512_mask_blend_epi32(up, (__m512i)c.half, (__m512i)c.more));
-        return (F)_mm512_maskz_and_epi32(keep, sum, (__m512i)c.cut);
-    }
-    static constexpr int UP = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
-    static constexpr int DOWN = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-#endif
-    static F multiply(F a, F b, Range& range, const Constants& c) {
-#if defined(__AVX512F__)
-        if constexpr (N == 16) {
-            const I x = odd(_mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
-                            _mm512_maskz_mul_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN), c);
-            const I magnitude = x & c.abs;
-            range.add_product(magnitude, magnitude + c.all);
-            return round_odd(x, 0xFFFF, c);
-        }
-#endif
-        (void)c;
-        const F f = a * b;
-        const I magnitude = (I)f & ABS;
-        range.add_product(magnitude, magnitude - 1);
-        return (F)round(f, S::product_error(a, b, f));
-    }
-    static F add(F a, F b, Range& range, const Constants& c) {
-#if defined(__AVX512F__)
-        if constexpr (N == 16) {
-            const I x = odd(_mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, UP),
-                            _mm512_maskz_add_round_ps(0xFFFF, (__m512)a, (__m512)b, DOWN), c);
-            const I magnitude = x & c.abs;
-            range.add(magnitude);
-            return round_odd(x, _mm512_cmpgt_epi32_mask((__m512i)magnitude, (__m512i)c.tiny), c);
-        }
-#endif
-        (void)c;
-        const F f = a + b, z = f - a, e = (a - (f - z)) + (b - z);
-        const I magnitude = (I)f & ABS;
-        range.add(magnitude);
-        return (F)(round(f, e) & (magnitude > 0x007FFFFF));
-    }
-    static F one() { return F{} + 1.0f; }
-    // x where it is positive, else 0.
-    static F relu(F x) {
-#if defined(__AVX512F__)
-        if constexpr (N == 16) return (F)_mm512_maskz_max_ps(0xFFFF, (__m512)x, _mm512_setzero_ps());
-#endif
-        return (F)((I)x & (I)(x > 0));
-    }
+// `count` rows, and zeros up to T of them, to a tile. To mantissas of 16 bits not inline, as above.
+template <int T, int N> struct Quantise {
+    using A = Arithmetic<N>;
+    using I = typename A::I;
+    using F = typename A::F;
 
-    template <int ALU> static F combine(F p, F c, Range& range, const Constants& constants) {
-        if constexpr (ALU == ALU_ADD) return add(p, c, range, constants);
-        if constexpr (ALU == ALU_MAX) return p >= c ? p : c;
-        if constexpr (ALU == ALU_MIN) return p <= c ? p : c;
-        if constexpr (ALU == ALU_GT) return (F)((I)one() & (I)(p > c));
-        if constexpr (ALU == ALU_GE) return (F)((I)one() & (I)(p >= c));
-        if constexpr (ALU == ALU_EQ) return (F)((I)one() & (I)(p == c));
-        if constexpr (ALU == ALU_GATE) return (F)((I)p & (I)(c > 0));
-        return p;
+    static void run(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int64_t tile) {
+        if (__builtin_expect(p.narrow, 1))
+            to<std::int8_t>(p, in, count, largest, tile);
+        else
+            wide(p, in, count, largest, tile);
     }
-
-    static std::int32_t largest_lane(I x) {
-        std::int32_t lanes[N];
-        S::store(lanes, x);
-        std::int32_t largest = lanes[0];
-        for (int i = 1; i < N; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-        return largest;
+    [[gnu::noinline]] static void wide(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest,
+                                       std::int64_t tile) {
+        to<std::int16_t>(p, in, count, largest, tile);
     }
-
-    static I lookup(const FastTable& t, I set, I argument) {
-        const I entry = S::gather(t.entries, set * t.segments + (argument >> t.index_shift), t.size);
-        const I base = (I)(((typename Simd<N>::U)entry) >> 16), slope = (entry << 16) >> 16;
-        return (base << t.base_shift) + ((slope * (argument & ((1 << t.index_shift) - 1))) >> t.slope_shift);
-    }
-    // y * 2**(power - 15) for integers y of at most 16 bits; flushed to zero, excluded when too large.
-    static F scaled(I y, I power, Range& range) {
-        const I x = (I)S::to_float(y), exponent = (x >> 23) + power - 15;
-        range.exclude((exponent > 254) & (y != 0));
-        return (F)((x + ((power - 15) << 23)) & (exponent >= 1) & (y != 0));
-    }
-    static F evaluate(int function, const FastTable& t, F value, Range& range) {
-        const I x = (I)value, unbiased = ((x >> 23) & 0xFF) - 127, fraction = (x >> 8) & 0x7FFF;
-        const F magnitude = (F)(x & ABS);
-        const I negative = x >> 31, none = {};
-        const F limit = F{} + 33554432.0f;
-        switch (function) {
-        case RECIPROCAL:
-            range.exclude((x & ABS) == 0);
-            return (F)((I)scaled(lookup(t, none, fraction), -unbiased, range) | 0) * (F)((x & SIGN) | (I)one());
-        case RSQRT:
-            range.exclude((x & ABS) == 0);
-            return scaled(lookup(t, unbiased & 1, fraction), -(unbiased >> 1), range);
-        case LOG2: {
-            const F fixed = S::to_float((unbiased << 15) + lookup(t, none, fraction));
-            return (F)round(fixed, F{}) * (F{} + 0x1p-15f);
+    template <class M>
+    static void to(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int64_t number) {
+        M* const tile = static_cast<M*>(p.tiles) + number * T * T;
+        std::int32_t* const exponent = p.exponents + number;
+        const std::int32_t top = A::largest_lane(largest) >> 23;
+        const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
+        *exponent = top;
+        if (top == 0) {
+            __builtin_memset(tile, 0, T * T * sizeof *tile);
+            return;
         }
-        case EXP2: {
-            const F scaled_up = magnitude * 32768.0f;
-            const I whole = S::to_int(scaled_up < limit ? scaled_up : limit), fixed = (whole ^ negative) - negative;
-            return scaled(lookup(t, none, fixed & 0x7FFF), fixed >> 15, range);
+        if (field > 254) {
+            p.slow_tile(p.context, in, T, count, tile, exponent);
+            return;
         }
-        default: {
-            const F scaled_up = magnitude * (function == SIGMOID ? 4096.0f : 8192.0f);
-            const I argument = S::to_int(scaled_up < limit ? scaled_up : limit);
-            const I inside = argument < 0x8000;
-            I y = inside ? lookup(t, none, argument & 0x7FFF) : S::splat(0x8000);
-            if (function != TANH) y = negative ? 0x8000 - y : y;
-            const F result = S::to_float(y) * (F{} + 0x1p-15f);
-            return function == TANH ? (F)((I)result | (x & SIGN & (I)(y != 0))) : result;
+        const F scale = (F)A::splat(field << 23), magic = F{} + 12582912.0f;
+        const I limit = A::splat((1 << (p.mantissa_bits - 1)) - 1);
+        for (std::int64_t x = 0; x < count * T; x += N) {
+            // Adding 1.5 * 2**23 rounds to an integer, ties to even.
+            I m = (I)((F)A::load(in + x) * scale + magic) - 0x4B400000;
+            m = m > limit ? limit : m;
+            m = m < -limit ? -limit : m;
+            A::store_short(tile + x, m);
         }
-        }
+        __builtin_memset(tile + count * T, 0, (T - count) * T * sizeof *tile);
     }
 };
 
@@ -179,13 +83,15 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     using F = typename A::F;
     static constexpr int V = T / N;
 
+    using B = BitRows<T, N>;
+
     static bool masked(int loop, std::int64_t (&i)[LOOPS], const PassArgs& p) {
         return loop >= 0 ? i[loop] == p.n[loop] - 1 : loop == MASK_ALWAYS;
     }
 
     static std::int64_t plain(const PassArgs& p) {
         std::int64_t saturated = 0;
-        alignas(64) std::uint32_t tile_rows[T * T];
+        alignas(64) std::uint32_t tile_rows[T * T], room[4 * BITS_AT_ONCE * T];
         const typename A::Constants constants;
         std::int64_t i[LOOPS] = {};
         for (i[3] = 0; i[3] < p.n[3]; ++i[3])
@@ -193,7 +99,7 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                 std::int64_t tile = i[3] * p.tile_s[3] + i[2] * p.tile_s[2], filled = 0;
                 I largest = {};
                 const auto finish = [&] {
-                    quantise(p, tile_rows, filled, largest, p.tiles + tile * T * T, p.exponents + tile);
+                    Quantise<T, N>::run(p, tile_rows, filled, largest, tile);
                     tile += p.tile_s[1], filled = 0, largest = I{};
                 };
                 for (i[1] = 0; i[1] < p.n[1]; ++i[1]) {
@@ -204,12 +110,14 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         const bool dead = i0 >= live;
                         std::int64_t count = (dead ? p.n[0] : live) - i0;
                         if (p.tiled && count > T - filled) count = T - filled;
+                        if (p.bits && count > BITS_AT_ONCE) count = BITS_AT_ONCE;
                         std::uint32_t* const keep = tile_rows + filled * T;
                         i[0] = i0;
                         if (dead)
                             zero(p, i, count, keep);
                         else
-                            saturated += rows(p, i, count, lanes_masked ? p.lane_limit : T, keep, largest, constants);
+                            saturated +=
+                                rows(p, i, count, lanes_masked ? p.lane_limit : T, keep, room, largest, constants);
                         i0 += count;
                         if (!p.tiled) continue;
                         filled += count;
@@ -222,22 +130,32 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
         return saturated;
     }
 
+    static Stream stream(const Rows& r, const std::int64_t (&i)[LOOPS], std::int64_t count, std::uint32_t* room) {
+        const std::int64_t first = r.offset(i[3], i[2], i[1], i[0]);
+        if (__builtin_expect(r.bits, 0)) return B::words(r, first, count, room);
+        return {r.words(first), r.s[0]};
+    }
+
     // Rows from i on along the innermost loop, lanes from a limit on zero, to the target and, when tiles are written,
-    // to `keep`.
+    // to `keep`. There is `room` for operands that are rows of bits.
     static std::int64_t rows(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count,
-                             std::int64_t lane_limit, std::uint32_t* keep, I& largest,
+                             std::int64_t lane_limit, std::uint32_t* keep, std::uint32_t* room, I& largest,
                              const typename A::Constants& constants) {
         std::int64_t saturated = 0;
         alignas(64) std::uint32_t nowhere[T];
         const I np = A::splat(static_cast<std::int32_t>(p.negate_product));
         const I nc = A::splat(static_cast<std::int32_t>(p.negate_c));
         const bool relu = p.function == RELU;
-        const std::uint32_t *a = p.a.at(i[3], i[2], i[1], i[0]), *b = p.b.at(i[3], i[2], i[1], i[0]),
-                            *c = p.c.at(i[3], i[2], i[1], i[0]), *d = p.d.at(i[3], i[2], i[1], i[0]);
-        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nowhere;
-        const std::int64_t stride = p.target.data ? p.target.s[0] : 0;
-        const std::int64_t as = p.a.s[0], bs = p.b.s[0], cs = p.c.s[0], ds = p.d.s[0];
-        const bool tiled = p.tiled, to_mask = p.to_mask;
+        auto [a, as] = stream(p.a, i, count, room);
+        auto [b, bs] = stream(p.b, i, count, room + BITS_AT_ONCE * T);
+        auto [c, cs] = stream(p.c, i, count, room + 2 * BITS_AT_ONCE * T);
+        auto [d, ds] = stream(p.d, i, count, room + 3 * BITS_AT_ONCE * T);
+        const bool tiled = p.tiled, to_mask = p.target.bits;
+        const std::int64_t first = p.target.offset(i[3], i[2], i[1], i[0]);
+        const std::int64_t unit = to_mask ? 1 : sizeof(std::uint32_t);
+        std::uint8_t* out =
+            p.target.data ? p.target.octets(first * unit) : reinterpret_cast<std::uint8_t*>(nowhere);
+        const std::int64_t stride = p.target.data ? p.target.s[0] * unit : 0;
         I kept[V], most = largest;
         for (int v = 0; v < V; ++v) kept[v] = A::splat(-1);
         if (lane_limit < T) {
@@ -272,9 +190,11 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                     A::store(keep + v * N, result[v]);
                     most = A::larger(most, result[v] & ABS);
                 }
-                if (to_mask) result[v] = (I)A::one() & (I)((F)result[v] > 0);
-                A::store(out + v * N, result[v]);
             }
+            if (to_mask)
+                B::store(out, result);
+            else
+                for (int v = 0; v < V; ++v) A::store(out + v * sizeof result[v], result[v]);
             a += as, b += bs, c += cs, d += ds, out += stride, keep += T;
         }
         largest = most;
@@ -282,41 +202,19 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
     }
 
     static void zero(const PassArgs& p, const std::int64_t (&i)[LOOPS], std::int64_t count, std::uint32_t* keep) {
-        std::uint32_t* out = p.target.data ? p.target.at(i[3], i[2], i[1], i[0]) : nullptr;
-        for (std::int64_t row = 0; row < count; ++row)
+        const std::int64_t first = p.target.offset(i[3], i[2], i[1], i[0]);
+        for (std::int64_t row = 0; row < count; ++row) {
+            const std::int64_t at = first + row * p.target.s[0];
+            const I nothing[V] = {};
+            if (p.target.bits) B::store(p.target.octets(at), nothing);
             for (int v = 0; v < V; ++v) {
-                if (out) A::store(out + row * p.target.s[0] + v * N, I{});
+                if (p.target.data && !p.target.bits) A::store(p.target.words(at) + v * N, I{});
                 if (p.tiled) A::store(keep + row * T + v * N, I{});
             }
+        }
     }
 
-    // `count` rows, and zeros up to T of them, to a tile.
-    static void quantise(const PassArgs& p, const std::uint32_t* in, std::int64_t count, I largest, std::int16_t* tile,
-                         std::int32_t* exponent) {
-        const std::int32_t top = A::largest_lane(largest) >> 23;
-        const std::int32_t field = 252 + p.mantissa_bits - top;  // of 2**(mantissa_bits - 2 - (top - 127))
-        *exponent = top;
-        if (top == 0) {
-            __builtin_memset(tile, 0, T * T * sizeof *tile);
-            return;
-        }
-        if (field > 254) {
-            p.slow_tile(p.context, in, T, count, tile, exponent);
-            return;
-        }
-        const F scale = (F)A::splat(field << 23), magic = F{} + 12582912.0f;
-        const I limit = A::splat((1 << (p.mantissa_bits - 1)) - 1);
-        for (std::int64_t x = 0; x < count * T; x += N) {
-            // Adding 1.5 * 2**23 rounds to an integer, ties to even.
-            I m = (I)((F)A::load(in + x) * scale + magic) - 0x4B400000;
-            m = m > limit ? limit : m;
-            m = m < -limit ? -limit : m;
-            *reinterpret_cast<typename A::LooseH*>(tile + x) = __builtin_convertvector(m, typename A::H);
-        }
-        __builtin_memset(tile + count * T, 0, (T - count) * T * sizeof *tile);
-    }
-
-    // Reducing passes: no function, no masks, no operand d (the others go the exact way).
+    // Reducing passes: no function, no masks, no operand d (the others go the exact way), no operand of bits.
     static std::int64_t reduce(const PassArgs& p) {
         constexpr int WAYS = 4;
         std::int64_t saturated = 0;
@@ -327,7 +225,8 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
             for (std::int64_t i2 = 0; i2 < p.n[2]; ++i2)
                 for (std::int64_t i1 = 0; i1 < p.n[1]; ++i1) {
                     const typename A::Constants constants;
-                    const std::uint32_t *a = p.a.at(i3, i2, i1, 0), *b = p.b.at(i3, i2, i1, 0);
+                    const std::uint32_t *a = p.a.words(p.a.offset(i3, i2, i1, 0)),
+                                        *b = p.b.words(p.b.offset(i3, i2, i1, 0));
                     for (std::int64_t i0 = 0; i0 < p.n[0]; ++i0, a += p.a.s[0], b += p.b.s[0]) {
                         std::uint32_t* const way = ring[i0 % WAYS];
                         const bool first = i0 < WAYS;
@@ -349,12 +248,16 @@ template <int T, int N, bool MULTIPLY, int ALU, bool TABLED, bool POST> struct P
                         for (int v = 0; v < V; ++v) A::store(way + v * N, result[v]);
                     }
                     if (!p.target.data) continue;
-                    for (std::int64_t i0 = p.n[0] - WAYS; i0 < p.n[0]; ++i0)
-                        for (int v = 0; v < V; ++v) {
-                            I result = A::load(ring[i0 % WAYS] + v * N);
-                            if (p.to_mask) result = (I)A::one() & (I)((F)result > 0);
-                            A::store(p.target.at(i3, i2, i1, i0 % WAYS) + v * N, result);
+                    for (std::int64_t i0 = p.n[0] - WAYS; i0 < p.n[0]; ++i0) {
+                        const std::int64_t at = p.target.offset(i3, i2, i1, i0 % WAYS);
+                        I result[V];
+                        for (int v = 0; v < V; ++v) result[v] = A::load(ring[i0 % WAYS] + v * N);
+                        if (p.target.bits) {
+                            B::store(p.target.octets(at), result);
+                            continue;
                         }
+                        for (int v = 0; v < V; ++v) A::store(p.target.words(at) + v * N, result[v]);
+                    }
                 }
         return saturated;
     }

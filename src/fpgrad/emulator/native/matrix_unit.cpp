@@ -17,13 +17,13 @@ void run_matrix(Machine& m, const Matrix& i) {
     Word* words;
     std::uint8_t* over;
     m.accumulated.push(i.outputs() * i.rows, words, over);
-    std::vector<std::int64_t> lanes(static_cast<std::size_t>(t * t));
+    std::vector<std::int64_t> lanes(static_cast<std::size_t>(t * t)), left(lanes), right(lanes);
     std::vector<std::uint8_t> clamped(static_cast<std::size_t>(t * t));
 
     const std::int64_t terms = i.terms();
     for (std::int64_t number = 0; number < i.outputs(); ++number) {
         const auto tile = [&](const TileStream& s, std::int64_t k) {
-            return static_cast<std::size_t>(i.first(s, number) + i.offset(s, k));
+            return i.first(s, number) + i.offset(s, k);
         };
         const auto exponent = [&](std::int64_t k) -> std::int64_t {
             const int left = m.exponents[tile(i.streamed, k)], right = m.exponents[tile(i.stationary, k)];
@@ -36,8 +36,10 @@ void run_matrix(Machine& m, const Matrix& i) {
         for (std::int64_t k = 0; k < terms; ++k) {
             if (exponent(k) == 0) continue;
             const std::int64_t shift = std::min<std::int64_t>(top - exponent(k), 62);
-            const std::int16_t* left = m.mantissas.data() + tile(i.streamed, k) * t * t;
-            const std::int16_t* right = m.mantissas.data() + tile(i.stationary, k) * t * t;
+            for (std::int64_t x = 0; x < t * t; ++x) {
+                left[x] = m.mantissas.get(tile(i.streamed, k) * t * t + x);
+                right[x] = m.mantissas.get(tile(i.stationary, k) * t * t + x);
+            }
             const std::int64_t lr = i.streamed.transposed ? 1 : t, lj = i.streamed.transposed ? t : 1;
             const std::int64_t rj = i.stationary.transposed ? 1 : t, rc = i.stationary.transposed ? t : 1;
             for (std::int64_t r = 0; r < i.rows; ++r)

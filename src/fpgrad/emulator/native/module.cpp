@@ -2,10 +2,12 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <map>
 
 #include "executor.hpp"
 #include "timing.hpp"
@@ -148,40 +150,62 @@ class Native {
             const bool tiles = name == "mantissas";
             const auto n = m.exponents.size();
             auto out = make_array<std::int64_t>(tiles ? std::vector<std::size_t>{n, t, t} : std::vector{n}, data);
-            tiles ? (void)std::copy(m.mantissas.begin(), m.mantissas.end(), data)
-                  : (void)std::copy(m.exponents.begin(), m.exponents.end(), data);
+            for (std::int64_t i = 0; tiles && i < m.mantissas.size(); ++i) data[i] = m.mantissas.get(i);
+            if (!tiles) std::copy(m.exponents.begin(), m.exponents.end(), data);
+            return nb::cast(out);
+        }
+        if (name == "mask") {
+            const std::int64_t rows = m.depth[SPACE_MASK];
+            auto out = make_array<std::int64_t>({static_cast<std::size_t>(rows), t}, data);
+            for (std::int64_t i = 0, lanes = m.config.side; i < rows * lanes; ++i)
+                data[i] = m.mask(i / lanes, i % lanes);
             return nb::cast(out);
         }
         const Buffer<Word>& words = row_memory(m, name);
-        if (name == "mask") {
-            auto out = make_array<std::int64_t>({words.size() / t, t}, data);
-            for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] != 0;
-            return nb::cast(out);
-        }
         const bool flat = words.size() == t && (name == "scalars" || name == "random");
         auto out = make_array<std::int64_t>(flat ? std::vector{t} : std::vector{words.size() / t, t}, data);
         for (std::size_t i = 0; i < words.size(); ++i) data[i] = words[i] >> (name == "random" ? 0 : shift);
         return nb::cast(out);
     }
 
+    // Octets that each memory takes on all cores, and all else that grows with the machine or the program.
+    std::map<std::string, std::int64_t> sizes() {
+        std::map<std::string, std::int64_t> sum;
+        for (int core = 0; core < executor_.config().cores; ++core) {
+            const Machine& m = executor_.machine(core);
+            for (int s = 1; s < SPACE_MASK; ++s) sum[space_name(s)] += octets(m.rows[s]);
+            sum["mask"] += octets(m.masks), sum["mantissas"] += m.mantissas.size() * m.mantissas.octets();
+            sum["exponents"] += octets(m.exponents), sum["accumulated"] += m.accumulated.octets();
+            const FastPath& fast = executor_.fast(core);
+            sum["plans"] += fast.plan_octets(), sum["forms"] += fast.form_octets();
+            sum["scratch"] += fast.scratch_octets();
+        }
+        sum["dram"] = executor_.dram().octets(), sum["exchange"] = executor_.exchange().octets();
+        sum["program"] = static_cast<std::int64_t>(executor_.program().octets());
+        return sum;
+    }
+
     // Overwrites a core's memory from an element on, which is counted in the flattened memory.
     void restore(const std::string& name, int core, std::int64_t first, Rows<std::int64_t> values) {
         Machine& m = executor_.machine(core);
-        const auto into = [&](auto& memory, auto convert) {
-            const auto begin = static_cast<std::size_t>(first), n = values.shape(1);
-            if (begin + n > memory.size()) throw nb::index_error(name.c_str());
-            for (std::size_t i = 0; i < n; ++i) memory[begin + i] = convert(values.data()[i]);
+        const auto into = [&](auto size, auto put) {
+            const auto n = static_cast<std::int64_t>(values.shape(1));
+            if (first < 0 || first + n > static_cast<std::int64_t>(size)) throw nb::index_error(name.c_str());
+            for (std::int64_t i = 0; i < n; ++i) put(first + i, values.data()[i]);
         };
+        using Integer = std::int64_t;
         const int shift = name == "random" ? 0 : m.config.word_shift();
-        const Word one = m.config.one_word();
-        if (name == "mantissas")
-            into(m.mantissas, [](std::int64_t x) { return static_cast<std::int16_t>(x); });
-        else if (name == "exponents")
-            into(m.exponents, [](std::int64_t x) { return static_cast<std::int32_t>(x); });
-        else if (name == "mask")
-            into(row_memory(m, name), [one](std::int64_t x) { return x ? one : 0; });
-        else
-            into(row_memory(m, name), [shift](std::int64_t x) { return static_cast<Word>(x << shift); });
+        const Integer lanes = m.config.side;
+        if (name == "mantissas") {
+            into(m.mantissas.size(), [&](Integer i, Integer x) { m.mantissas.set(i, x); });
+        } else if (name == "exponents") {
+            into(m.exponents.size(), [&](Integer i, Integer x) { m.exponents[i] = static_cast<std::int32_t>(x); });
+        } else if (name == "mask") {
+            into(m.depth[SPACE_MASK] * lanes, [&](Integer i, Integer x) { m.set_mask(i / lanes, i % lanes, x); });
+        } else {
+            Buffer<Word>& words = row_memory(m, name);
+            into(words.size(), [&](Integer i, Integer x) { words[i] = static_cast<Word>(x << shift); });
+        }
         executor_.memories_changed(core);
     }
 
@@ -227,5 +251,6 @@ NB_MODULE(_native, module) {
         .def("saturated", &Native::saturated)
         .def("touched", &Native::touched)
         .def("dump", &Native::dump)
-        .def("restore", &Native::restore);
+        .def("restore", &Native::restore)
+        .def("sizes", &Native::sizes);
 }

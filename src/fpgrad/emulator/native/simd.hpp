@@ -29,6 +29,29 @@ template <int N> struct Simd : Lanes<N> {
 
     static I load(const void* p) { return *static_cast<const LooseI*>(p); }
     static void store(void* p, I v) { *static_cast<LooseI*>(p) = v; }
+    // The lanes in 16 bits or in bytes, into which they fit.
+    static void store_short(std::int16_t* p, I v) { *reinterpret_cast<LooseH*>(p) = __builtin_convertvector(v, H); }
+    static void store_short(std::int8_t* p, I v) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) {
+            const __m256i x = (__m256i)v;
+            const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+        }
+#endif
+#if defined(__SSE2__)
+        if constexpr (N == 4) {
+            const __m128i halves = _mm_packs_epi32((__m128i)v, (__m128i)v);
+            const std::int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(halves, halves));
+            __builtin_memcpy(p, &four, 4);
+            return;
+        }
+#endif
+        for (int i = 0; i < N; ++i) p[i] = static_cast<std::int8_t>(v[i]);
+    }
     static I splat(std::int32_t x) { return I{} + x; }
     static F as_float(I v) { return (F)v; }
     static I as_int(F v) { return (I)v; }
@@ -47,6 +70,31 @@ template <int N> struct Simd : Lanes<N> {
         std::int32_t all = 0;
         for (int i = 0; i < N; ++i) all |= v[i];
         return all != 0;
+    }
+
+    // A bit for each lane whose comparison holds, the lowest lane first.
+    static std::uint32_t bits(I v) {
+#if defined(__AVX512DQ__)
+        if constexpr (N == 16) return _mm512_movepi32_mask((__m512i)v);
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 8) return static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)v));
+#endif
+#if defined(__SSE2__)
+        if constexpr (N == 4) return static_cast<std::uint32_t>(_mm_movemask_ps((__m128)v));
+#endif
+        std::uint32_t all = 0;
+        for (int i = 0; i < N; ++i) all |= (v[i] & 1u) << i;
+        return all;
+    }
+    // x in the lanes whose bit is set, from the lowest on; elsewhere 0.
+    static I where(std::uint32_t bits, I x) {
+#if defined(__AVX512F__)
+        if constexpr (N == 16) return (I)_mm512_maskz_mov_epi32(static_cast<__mmask16>(bits), (__m512i)x);
+#endif
+        I lane;
+        for (int i = 0; i < N; ++i) lane[i] = 1 << i;
+        return x & ((splat(static_cast<std::int32_t>(bits)) & lane) != 0);
     }
 
     // a*b - f exactly, where f is the rounded product and far from the lower end of the range.

@@ -20,9 +20,9 @@ void run_vector(Machine& m, const Vector& i, std::int64_t& saturated);
 // The alu: `p` is the product, `c` the third operand.
 Rounded combine(const Float& f, std::int64_t alu, Code p, Code c);
 
-// Quantises n0 rows of words, `stride` words apart, to one tile; returns its exponent.
-std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0,
-                           std::int16_t* out);
+// Quantises n0 rows of words, `stride` words apart, to one tile's mantissas as tile memory has them; returns its
+// exponent.
+std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0, void* out);
 
 // One loop of an affine nest: how often it runs, and how far it steps.
 struct Loop {
@@ -35,6 +35,7 @@ struct Extent {
     Extent(std::int64_t base, std::initializer_list<Loop> loops) : low(base), high(base) {
         for (const auto& [n, s] : loops) (s < 0 ? low : high) += (n - 1) * s;
     }
+    std::int64_t size() const { return high - low + 1; }
     bool inside(std::int64_t depth) const { return low >= 0 && high < depth; }
     bool meets(const Extent& other) const { return low <= other.high && other.low <= high; }
     void check(const char* what, std::int64_t depth) const {

@@ -89,7 +89,7 @@ class Pass {
             const std::int64_t column = at % t_;
             at += lane - column, lane = column;
         }
-        return m_.row(s.space, at)[lane] >> shift_;
+        return m_.word(s.space, at, lane) >> shift_;
     }
 
     Code operand(std::int64_t source, std::int64_t row, const Index& i, std::int64_t lane) const {
@@ -136,13 +136,13 @@ class Pass {
             if (ways && i.i0 < v_.loops.n0 - ways) return;
             if (ways) i.i0 %= ways;
             const Word* const in = result_.data() + row * t_;
-            Word* const out = m_.row(v_.target.space, address(v_.target, i));
+            const std::int64_t at = address(v_.target, i);
             if (v_.target.space != SPACE_MASK) {
-                std::copy_n(in, t_, out);
+                std::copy_n(in, t_, m_.row(v_.target.space, at));
                 return;
             }
             for (std::int64_t lane = 0; lane < t_; ++lane)
-                out[lane] = f_.order_key(in[lane] >> shift_) > 0 ? m_.config.one_word() : 0;
+                m_.set_mask(at, lane, f_.order_key(in[lane] >> shift_) > 0);
         });
     }
 
@@ -155,7 +155,7 @@ class Pass {
                 for (std::int64_t i1 = 0; i1 < tiles; ++i1) {
                     const std::int64_t tile = v_.tile.base + i3 * v_.tile.s3 + i2 * v_.tile.s2 + i1 * v_.tile.s1;
                     const std::int64_t rows = v_.tile.flow ? std::min(t_, length - i1 * t_) : length;
-                    m_.exponents[tile] = quantise_tile(m_.config, in, t_, rows, m_.mantissas.data() + tile * t_ * t_);
+                    m_.exponents[tile] = quantise_tile(m_.config, in, t_, rows, m_.mantissas.at(tile * t_ * t_));
                     in += rows * t_;
                 }
     }
@@ -188,8 +188,7 @@ Rounded combine(const Float& f, std::int64_t alu, Code p, Code c) {
     }
 }
 
-std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0,
-                           std::int16_t* out) {
+std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t stride, std::int64_t n0, void* out) {
     const Float f(config);
     const std::int64_t t = config.side, limit = config.tile_limit();
     const int word = config.word_shift();
@@ -203,7 +202,11 @@ std::int32_t quantise_tile(const Config& config, const Word* in, std::int64_t st
             const Code left = std::max<Code>(-shift, 0);
             shift = std::clamp<Code>(shift, 0, 50);
             const Code magnitude = std::min(Float::round_shift(f.significand(c), shift) << left, limit);
-            out[r * t + lane] = static_cast<std::int16_t>(f.sign(c) ? -magnitude : magnitude);
+            const Code mantissa = f.sign(c) ? -magnitude : magnitude;
+            if (config.narrow())
+                static_cast<std::int8_t*>(out)[r * t + lane] = static_cast<std::int8_t>(mantissa);
+            else
+                static_cast<std::int16_t*>(out)[r * t + lane] = static_cast<std::int16_t>(mantissa);
         }
     return static_cast<std::int32_t>(top);
 }
@@ -214,6 +217,7 @@ void run_vector(Machine& m, const Vector& v, std::int64_t& saturated) {
         return;
     }
     check_rows(m, {1, 1, 1, 1}, v.p0);
+    if (v.p0.space == SPACE_MASK) throw Fault("SCALARS and SEED take a row of numbers, not of masks");
     const Word* row = m.row(v.p0.space, v.p0.base);
     for (int lane = 0; lane < m.config.side; ++lane) {
         if (v.op == OP_SCALARS)
