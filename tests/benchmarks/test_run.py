@@ -8,6 +8,7 @@ import pytest
 from benchmarks import (
     compile_time,
     conv_cycles,
+    conv_machines,
     conv_parity,
     cycles,
     emulator_speed,
@@ -63,6 +64,18 @@ def test_conv_cycles():
     assert len(record.tables[conv_cycles.FEWER]) == 1
     (failed,) = record.tables["Failed"]
     assert failed["case"] == f"{TINY_IMAGES.title}, 1 tiles"
+
+
+def test_conv_machines():
+    chip = conv_machines.Room(400, 2000, 2000)
+    record = conv_machines.run([(TINY_IMAGES, chip)], cores=(1, 2), boards=("ZCU102",))
+    assert list(bars(record))[-2:] == [
+        f"{TINY_IMAGES.title}, little memory on the chip, external as ZCU102's: array utilisation",
+        "cases that could not be run",
+    ]
+    one, two = record.tables[conv_machines.CORES]
+    assert two["lanes"] == 2 * int(one["lanes"] or 0)
+    assert one["of linear %"] == 100 > float(two["of linear %"] or 0)
 
 
 def test_conv_parity():
