@@ -90,8 +90,7 @@ NOTES = """\
   tables hold all of them on the chip, which takes a large chip
 * lanes x cycles: lanes times cycles an image, fpgrad at the network's first batch size = 1; at the
   same 256 lanes this is the ratio of cycles
-* fpgrad is measured at 256 lanes only: machines of several cores, which 1024 to 4096 lanes would be,
-  do not exist yet
+* fpgrad has 256 lanes here; `benchmarks.conv_machines` has 1024 and 4096, which are several cores
 * sources: EF-Train: Tang et al., TODAES 2022 (arXiv 2202.10935) and its authors' repository; FPL'19:
   Venkataramanaiah et al., FPL 2019 (arXiv 1908.06724), on a Stratix 10 at 240 MHz
 """
