@@ -19,7 +19,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Instruction, Unit
 from fpgrad.isa.layout import pack, unpack, width
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 @dataclass(frozen=True)
