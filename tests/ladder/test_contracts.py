@@ -8,10 +8,16 @@ from tests.programs.order import DISTANCE
 from fpgrad.codegen.emit import HAZARD_ROWS
 from fpgrad.codegen.steps import WAYS
 from fpgrad.emulator.timing import PIPELINE
+from fpgrad.gateware.axi import READS_QUEUE, WRITES
+from fpgrad.gateware.dma import IN_FLIGHT
+from fpgrad.gateware.exchange import LINK_LATENCY, LINK_QUEUE
+from fpgrad.gateware.interconnect import OWNERS
 from fpgrad.gateware.issue import SETTLE, write_latency
 from fpgrad.gateware.matrix import drain_latency
 from fpgrad.gateware.memory import WRITE_LATENCY
 from fpgrad.gateware.quantise import quantise_latency
+from fpgrad.gateware.sequencer import OUTSTANDING
+from fpgrad.gateware.store import STORE_QUEUE
 from fpgrad.isa.config import VectorConfig
 
 
@@ -36,3 +42,14 @@ def test_pipelines_are_as_deep_as_the_emulator_thinks():
 def test_latencies_that_depend_on_the_tile_side(side: int):
     assert drain_latency(side) == PIPELINE.drain(side)
     assert quantise_latency(side) == PIPELINE.quantise(side)
+
+
+def test_what_waits_is_as_much_as_the_emulator_thinks():
+    assert (PIPELINE.outstanding, PIPELINE.flight) == (OUTSTANDING, IN_FLIGHT)
+    assert (PIPELINE.reads_queue, PIPELINE.writes) == (READS_QUEUE, WRITES)
+    assert PIPELINE.store_queue == STORE_QUEUE
+
+
+def test_several_cores_share_what_the_emulator_thinks():
+    assert (PIPELINE.link, PIPELINE.link_queue) == (LINK_LATENCY, LINK_QUEUE)
+    assert PIPELINE.owners == OWNERS
