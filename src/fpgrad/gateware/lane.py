@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from fpgrad.gateware.function import FUNCTION_LATENCY, FunctionPipeline
+from fpgrad.gateware.gating import gated
 from fpgrad.gateware.random import RandomGenerator
 from fpgrad.gateware.smallfloat import (
     ALU_LATENCY,
@@ -128,14 +129,15 @@ class Lane(wiring.Component):
                 with m.Default():
                     m.d.comb += operand.eq(getattr(self, f"{name}_constant"))
 
-        m.submodules.multiplier = multiplier = Multiplier(fmt)
+        multiplier, alu = Multiplier(fmt), AluPipeline(fmt)
+        m.submodules.multiplier = gated(multiplier, platform, "multiplier")
+        m.submodules.alu = gated(alu, platform, "alu")
         m.d.comb += [
             multiplier.a.eq(register(m, operands["a"], "a_register")),
             multiplier.b.eq(register(m, operands["b"], "b_register")),
             multiplier.negate.eq(self.negate_product),
         ]
 
-        m.submodules.alu = alu = AluPipeline(fmt)
         addend = delayed(m, operands["c"], MULTIPLY_LATENCY, "c")
         exponent = addend[fmt.mantissa_bits : -1]
         m.d.comb += [
@@ -167,7 +169,8 @@ class Lane(wiring.Component):
             clear.eq(dropped),
         ]
         if config.tables:
-            m.submodules.function = function = FunctionPipeline(fmt, config.tables)
+            function = FunctionPipeline(fmt, config.tables)
+            m.submodules.function = gated(function, platform, "function")
             m.d.comb += [
                 function.argument.eq(alu.result),
                 function.function.eq(self.function),
@@ -186,7 +189,8 @@ class Lane(wiring.Component):
         if config.vector.post_multiply:
             m.submodules.queue = queue = memory.Memory(shape=fmt.width, depth=QUEUE_DEPTH, init=())
             write, read = queue.write_port(), queue.read_port()
-            m.submodules.post = post = Multiplier(fmt)
+            post = Multiplier(fmt)
+            m.submodules.post = gated(post, platform, "post")
             m.d.comb += [
                 write.en.eq(self.d_write),
                 write.addr.eq(self.d_write_address),

@@ -50,6 +50,7 @@ from fpgrad.gateware.drain import (
     AccSignature,
     Converter,
 )
+from fpgrad.gateware.gating import gate, gated
 from fpgrad.gateware.memory import READ_LATENCY, RowReadSignature, WordReadSignature
 from fpgrad.gateware.products import ProductWalker
 from fpgrad.gateware.scanner import ExponentScanner
@@ -124,7 +125,6 @@ class MatrixUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Scanner, loader, streamer, and the pipeline behind them."""
-        del platform
         m = Module()
         side, number = self.config.side, self.config.vector.number
         layout = unit_layout(Unit.MATRIX)
@@ -261,6 +261,7 @@ class MatrixUnit(wiring.Component):
             load_row=load_row,
             head=scanner.top,
             pop=scanner.pop,
+            platform=platform,
         )
         return m
 
@@ -273,6 +274,7 @@ class MatrixUnit(wiring.Component):
         load_row: Signal,
         head: Any,
         pop: Signal,
+        platform: object,
     ) -> None:
         """Array, accumulators, converter and queue, and the facts about a row that travel along.
 
@@ -332,8 +334,14 @@ class MatrixUnit(wiring.Component):
         ]
         to_sums = sums_at - top_at - 1
         to_converter = to_sums + ACCUMULATOR_LATENCY
-        m.submodules.accumulators = accumulators = AccumulatorArray(tile, acc)
-        m.submodules.converter = converter = Converter(tile, number, acc)
+        accumulators, converter = AccumulatorArray(tile, acc), Converter(tile, number, acc)
+        m.submodules.accumulators = gated(accumulators, platform, "accumulators")
+        m.submodules.converter = gated(converter, platform, "converter")
+        for name, part, latency in (
+            ("accumulators", accumulators, ACCUMULATOR_LATENCY),
+            ("converter", converter, CONVERTER_LATENCY),
+        ):
+            gate(m, platform, name, part.valid, lingering=latency)
         m.submodules.queue = queue = AccQueue(width=number.width, side=side, rows=self.acc_rows)
         m.d.comb += [
             accumulators.valid.eq(valid[sums_at]),

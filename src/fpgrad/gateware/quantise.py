@@ -9,6 +9,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
+from fpgrad.gateware.gating import gate, gated
 from fpgrad.gateware.smallfloat import register, round_up, shift_sticky
 from fpgrad.isa.config import MachineConfig
 
@@ -160,6 +161,7 @@ class Quantiser(wiring.Component):
         m.d.comb += top.eq(Mux(first1, Mux(buffer1, tops[1], tops[0]), held))
         m.d.sync += held.eq(top)
 
+        gate(m, platform, "mantissa", reading, lingering=MANTISSA_LATENCY)
         for lane in range(side):
             m.submodules[f"buffer{lane}"] = rows_memory = memory.Memory(
                 shape=fmt.width, depth=2 * side, init=()
@@ -172,7 +174,8 @@ class Quantiser(wiring.Component):
                 read.en.eq(reading),
                 read.addr.eq(Cat(read_row, reader)),
             ]
-            m.submodules[f"mantissa{lane}"] = mantissa = Mantissa(config)
+            mantissa = Mantissa(config)
+            m.submodules[f"mantissa{lane}"] = gated(mantissa, platform, "mantissa")
             m.d.comb += [
                 mantissa.code.eq(read.data),
                 mantissa.there.eq(there1),

@@ -27,6 +27,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from fpgrad.gateware.axi import ports
 from fpgrad.gateware.cell import Cell, CellSignature
+from fpgrad.gateware.gating import Simulation
 from fpgrad.gateware.hub import Hub, HubSignature
 from fpgrad.gateware.interconnect import port_members
 from fpgrad.isa.config import MachineConfig
@@ -180,7 +181,10 @@ def _module_text(name: str, component: wiring.Component, *, reset: bool) -> str:
     simulates up to twice as slowly; here Yosys turns them into registers with enables. A simulation
     starts from the registers' first values, without ``rst``, and is a third faster.
     """
-    fragment, domain = Fragment.get(component, None), ClockDomain("sync", reset_less=not reset)
+    fragment, domain = (
+        Fragment.get(component, None if reset else Simulation()),
+        ClockDomain("sync", reset_less=not reset),
+    )
     fragment.add_domains(domain)
     ports = {"clk": (domain.clk, PortDirection.Input)}
     if reset:

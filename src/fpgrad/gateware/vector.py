@@ -31,12 +31,13 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from fpgrad.gateware.function import FUNCTION_LATENCY
+from fpgrad.gateware.gating import gate, gated
 from fpgrad.gateware.issue import Issue, write_latency
 from fpgrad.gateware.lane import ALU, OPERANDS, QUEUE_DEPTH, RESULT, SELECT, Lane
 from fpgrad.gateware.leave import COUNTER_BITS, Leave
 from fpgrad.gateware.memory import RowReadSignature, RowWriteSignature
 from fpgrad.gateware.quantise import TileWriteSignature
-from fpgrad.gateware.smallfloat import MULTIPLY_LATENCY, register
+from fpgrad.gateware.smallfloat import ALU_LATENCY, MULTIPLY_LATENCY, register
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import unit_layout
 from fpgrad.isa.instructions import Alu, Source, Unit
@@ -124,7 +125,6 @@ class VectorUnit(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         """Issue; lanes and the control that follows the rows through them; what leaves."""
-        del platform
         m = Module()
         m.submodules.issue = issue = Issue(self._config)
         m.submodules.leave = leave = Leave(self._config)
@@ -150,7 +150,7 @@ class VectorUnit(wiring.Component):
                     port.address.eq(read.address),
                     port.transposed.eq(read.transposed),
                 ]
-        lanes = self._lanes(m, issue, leave)
+        lanes = self._lanes(m, issue, leave, platform)
         values = {
             "vector": [lane.value for lane in lanes],
             "outbox": [lane.value for lane in lanes],
@@ -166,7 +166,7 @@ class VectorUnit(wiring.Component):
         wiring.connect(m, wiring.flipped(self.tile_write), leave.tile_write)
         return m
 
-    def _lanes(self, m: Module, issue: Issue, leave: Leave) -> list[Lane]:
+    def _lanes(self, m: Module, issue: Issue, leave: Leave, platform: object) -> list[Lane]:
         """The control of a row follows it from stage to stage."""
         config, side = self._config, self._config.side
         fmt, work, pointer_bits = config.vector.number, issue.work, exact_log2(QUEUE_DEPTH)
@@ -269,9 +269,26 @@ class VectorUnit(wiring.Component):
         leaving = leave.leaving
         controls["count"] = leaving.count & leaves
 
+        # Each unit works where a row is in it, and the alu where partial sums pass through it too.
+        tabled = passing(RESULT, function=True, post=False) | passing(
+            RESULT, function=True, post=True
+        )
+        again = passing(RESULT, function=False, post=True) | passing(
+            by_function, function=True, post=True
+        )
+        for name, enters, latency in (
+            ("multiplier", rows[SELECT + 1], MULTIPLY_LATENCY),
+            ("alu", rows[ALU] | controls["hold"], ALU_LATENCY),
+            ("function", tabled, FUNCTION_LATENCY),
+            ("post", again, MULTIPLY_LATENCY),
+            # Until a saturation that was counted is away again.
+            ("lane", rows[0], lifetime + 1),
+        ):
+            gate(m, platform, name, enters, lingering=latency - 1)
+
         lanes = [Lane(config) for _ in range(side)]
         for n, lane in enumerate(lanes):
-            m.submodules[f"lane{n}"] = lane
+            m.submodules[f"lane{n}"] = gated(lane, platform, "lane")
             accumulated = later(self.acc.codes[n], SELECT, f"accumulated{n}_")
             m.d.comb += [
                 lane.accumulated.eq(accumulated),
