@@ -126,6 +126,20 @@ def test_an_interrupted_build_leaves_nothing_that_looks_finished(tmp_path, monke
     assert not list(tmp_path.glob("*/model.so"))
 
 
+def test_what_all_machines_share_is_compiled_once(tmp_path, monkeypatch):
+    small_verilog(monkeypatch)
+    log = tmp_path / "log"
+    touch = 'for a; do [ "$p" = -o ] && touch "$a"; p=$a; done'
+    compiler = fake_compiler(tmp_path, f'echo "$*" >> {log}; {touch}')
+    other = dataclasses.replace(CONFIG, control=dataclasses.replace(CONFIG.control, load=33))
+    models = [build_model(c, cache=tmp_path / "cache", compiler=compiler) for c in (CONFIG, other)]
+    assert [model.built for model in models] == [True, True]
+    calls = log.read_text().splitlines()
+    assert [sum(f"/{source} -o" in call for call in calls) for source in build.RUNTIME] == [1, 1]
+    assert [sum("/model.cpp -o" in call for call in calls)] == [2]
+    assert sum("verilated.o" in call and "-shared" in call for call in calls) == 2
+
+
 def test_progress_is_told(tmp_path, monkeypatch):
     small_verilog(monkeypatch)
     said: list[str] = []

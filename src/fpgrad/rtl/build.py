@@ -171,7 +171,7 @@ def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress)
         )
     include = tools.root / "include"
     sources = sorted((place / "obj").glob("*.cpp"), key=lambda p: -p.stat().st_size)
-    sources += [Path(__file__).parent / "model.cpp", *(include / name for name in RUNTIME)]
+    sources += [Path(__file__).parent / "model.cpp"]
     places = [f"-I{place}", f"-I{place / 'obj'}", f"-I{include}", f"-I{include / 'vltstd'}"]
     done = 0
 
@@ -186,10 +186,30 @@ def _build(config: MachineConfig, tools: Tools, place: Path, progress: Progress)
 
     progress("C++", 0, len(sources))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(compile_one, sources))
+        runtime = pool.submit(_runtime, tools, place.parent)
+        objects = [*pool.map(compile_one, sources), *runtime.result()]
     run_tool(
         [tools.compiler, "-shared", "-o", place / "model.so", *objects, "-lpthread"], cwd=place
     )
+
+
+def _runtime(tools: Tools, root: Path) -> list[Path]:
+    """Verilator's own run time, compiled once for all machines of a cache."""
+    include = tools.root / "include"
+    places = [f"-I{include}", f"-I{include / 'vltstd'}"]
+    text = "\0".join((tools.identity, *COMPILE_FLAGS))
+    folder = root / f"runtime-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    names = [f"{Path(source).stem}.o" for source in RUNTIME]
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(prefix="build-", dir=root) as work:
+                finished = Path(work) / "finished"
+                finished.mkdir()
+                for source, name in zip(RUNTIME, names, strict=True):
+                    command = [tools.compiler, *COMPILE_FLAGS, *places, "-c", include / source]
+                    run_tool([*command, "-o", finished / name], cwd=finished)
+                finished.rename(folder)
+    return [folder / name for name in names]
 
 
 def _ports(config: MachineConfig) -> str:
