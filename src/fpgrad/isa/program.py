@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgrad.errors import ConfigError, ProgramError, ProgramFileError, ProgramMismatchError
+from fpgrad.isa.area import check_room
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Instruction, Unit
 from fpgrad.isa.layout import pack, unpack, width
@@ -80,6 +81,9 @@ class Program:
         symbols: tensors by place.
         notes: one for each instruction.
         meta: what the host needs to know, as JSON values (batch size, inputs, states, scalars...).
+
+    Raises:
+        ProgramError: more instructions than a memory holds. ConfigError: a streamed program has no room outside.
     """
 
     config: MachineConfig
@@ -90,6 +94,9 @@ class Program:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.config.control.streamed:
+            check_room(self.config, {u: len(self.units.get(u, ())) for u in Unit})
+            return
         for unit in Unit:
             depth = getattr(self.config.control, unit.name.lower())
             if len(self.units.get(unit, ())) > depth:
