@@ -74,7 +74,8 @@ def test_a_machine_without_streaming_is_written_down_as_before():
     assert "program_rows" not in plain.to_dict()["control"]
     for config in (plain, streamed):
         assert MachineConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert streamed.control.streamed and not plain.control.streamed
+    assert streamed.control.streamed
+    assert not plain.control.streamed
     assert streamed.external_rows == 1000 + 4096
     assert replace(streamed, control=replace(streamed.control, program_rows=8)).digest != (
         streamed.digest

@@ -117,7 +117,7 @@ class ControlConfig:
         load, matrix, vector, store: depths, in instructions. Of a streamed program they are those of rings: powers of
             two, at least ``BURST``.
         program_rows: rows of external memory behind ``dram_rows`` from which the program streams into the rings, which
-            LOAD and STORE cannot reach; 0: the memories hold all of it.
+            LOAD and STORE must not reach; 0: the memories hold all of it.
     """
 
     load: int = 64
