@@ -97,7 +97,7 @@ CONFIGS |= {
 }
 CONFIGS |= {
     # Programs that stream in from external memory, through rings of a burst and more.
-    "streamed": replace(_MOVES, control=ControlConfig(8, 4, 16, 8, program_rows=4096)),
+    "streamed": replace(_MOVES, control=ControlConfig(8, 4, 16, 8, program_rows=1 << 16)),
     "two cores streamed": replace(
         CONFIGS["two cores"], control=ControlConfig(4, 8, 8, 4, program_rows=4096)
     ),

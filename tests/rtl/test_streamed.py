@@ -40,6 +40,7 @@ from fpgrad.isa.instructions import (
     Vector,
 )
 from fpgrad.isa.program import Entry, Program
+from fpgrad.isa.registers import MAX_INSTRUCTIONS
 from fpgrad.reference import ReferenceExecutor
 
 SETTINGS = settings(
@@ -110,6 +111,16 @@ def test_programs_about_the_size_of_the_ring(machines, count: int):
         case = Case(program, (("main", steps),), count)
         assert difference(case, rtl) is None
         assert rtl.run("main", steps, []).cycles == run_cycles(program, "main", steps)
+
+
+def test_instructions_beyond_those_that_a_memory_can_have(machines):
+    config, rtl = CONFIGS["streamed"], machines("streamed")
+    last = MAX_INSTRUCTIONS + 900
+    program = entries(config, late=(MAX_INSTRUCTIONS + 1, last), across=(4090, 4103), all=(0, last))
+    case = Case(program, (("late", 2), ("across", 3), ("all", 1)), 4)
+    assert difference(case, rtl) is None
+    for name, steps in case.runs:
+        assert rtl.run(name, steps, []).cycles == run_cycles(program, name, steps)
 
 
 @pytest.mark.parametrize("name", STREAMED)

@@ -12,8 +12,8 @@ from fpgrad.isa.config import BURST, ControlConfig, MachineConfig
 from fpgrad.isa.instructions import Unit
 from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
-#: Instructions of a ring at most: as deep as block RAM is in its widest form.
-RING = 512
+#: Instructions of a ring at most; deeper ones save nothing worth their room, see docs/design/machine.md.
+RING = 64
 
 
 def with_memories(
