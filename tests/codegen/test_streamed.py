@@ -9,13 +9,16 @@ import pytest
 from tests.codegen.models import forward, functions, optimizers
 
 from fpgrad.codegen.compile import Machine, compile_functions
+from fpgrad.codegen.control import RING
+from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.errors import ConfigError, MemoryCapacityError
 from fpgrad.flow.estimate import program_bytes, summarise
 from fpgrad.formats import TileFormat
 from fpgrad.graph import Function
-from fpgrad.isa.config import BURST, MachineConfig, MatrixConfig, MemoryConfig
+from fpgrad.isa.config import BURST, ControlConfig, MachineConfig, MatrixConfig, MemoryConfig
 from fpgrad.isa.instructions import Unit
 from fpgrad.isa.program import Program
+from fpgrad.isa.registers import MAX_INSTRUCTIONS
 from fpgrad.report import render
 
 FORMATS = MachineConfig(
@@ -126,3 +129,21 @@ def test_a_summary_says_what_streams(cores):
     plain = compiled(None, formats)
     assert program_bytes(plain, "train") == 0
     assert "streams" not in render(summarise(plain))
+
+
+@pytest.mark.slow
+def test_more_instructions_than_a_memory_can_have_need_no_option():
+    net = forward(8, (*(6,) * 520, 3))
+    formats = replace(FORMATS, memory=replace(FORMATS.memory, dram_words_per_cycle=4))
+    program = compile_functions(
+        functions(net, optimizer=optimizers.sgd(momentum=0.5)), Machine(formats)
+    )
+    assert len(program.units[Unit.VECTOR]) > MAX_INSTRUCTIONS
+    control = program.config.control
+    assert control.streamed
+    assert {control.load, control.matrix, control.vector, control.store} == {RING}
+    # Rings of a hundredth of the program cost a step little.
+    per_step = cycles_per_step(program, "train")
+    depths = dict.fromkeys(("load", "matrix", "vector", "store"), 1 << 13)
+    whole = replace(program.config, control=ControlConfig(**depths))
+    assert per_step < 1.1 * cycles_per_step(replace(program, config=whole), "train")

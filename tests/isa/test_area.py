@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fpgrad.errors import ConfigError
+from fpgrad.errors import ConfigError, ProgramMismatchError
 from fpgrad.formats import TileFormat
 from fpgrad.isa.area import burst_rows, first_rows, image, rows_needed, slot_beats, slot_words
 from fpgrad.isa.config import BURST, ControlConfig, MachineConfig, MatrixConfig, MemoryConfig
@@ -79,6 +79,17 @@ def test_a_machine_without_streaming_is_written_down_as_before():
     assert streamed.external_rows == 1000 + 4096
     assert replace(streamed, control=replace(streamed.control, program_rows=8)).digest != (
         streamed.digest
+    )
+
+
+def test_only_a_machine_of_its_kind_takes_a_program():
+    config = machine(depth=8)
+    plain = replace(config, control=replace(config.control, program_rows=0))
+    program = Program(plain, {}, {"main": Entry((0,) * 4, (0,) * 4)})
+    with pytest.raises(ProgramMismatchError) as caught:
+        program.check_machine(config)
+    assert str(caught.value) == (
+        "the program is for another machine: control.program_rows = 0 (machine: 4096)"
     )
 
 

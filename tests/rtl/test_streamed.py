@@ -20,7 +20,7 @@ from tests.rtl.test_ladder import gathers
 
 from fpgrad.emulator import EmulatorExecutor
 from fpgrad.emulator.timing import PIPELINE, run_cycles, timeline
-from fpgrad.errors import ExecutionError
+from fpgrad.errors import ExecutionError, InvalidArgumentError
 from fpgrad.isa.area import image, slot_words
 from fpgrad.isa.compare import first_difference
 from fpgrad.isa.config import BURST, MachineConfig
@@ -202,6 +202,19 @@ def test_where_a_run_stands_still_is_said_by_the_number_in_the_program(machines,
         )
         with pytest.raises(ExecutionError, match="no program is loaded"):
             rtl.run("main", 2, [0])
+
+
+def test_the_program_is_not_among_the_data(machines):
+    """Neither for the host nor where memories are looked at and changed."""
+    config, rtl = CONFIGS["streamed"], machines("streamed")
+    rtl.load_program(entries(config, main=(0, 9)))
+    rows = config.memory.dram_rows
+    assert len(rtl.dump()["dram"]) == 0
+    with pytest.raises(InvalidArgumentError, match=r"is outside dram: it has 1024 rows of data"):
+        rtl.poke("dram", (rows, 0), 1)
+    for use in (rtl.read, lambda row, n: rtl.write(row, np.zeros((n, config.side), np.uint32))):
+        with pytest.raises(ExecutionError, match="DRAM rows 1023 to 1024 are outside the 1024"):
+            use(rows - 1, 2)
 
 
 def test_a_store_to_the_program_is_an_error(machines):

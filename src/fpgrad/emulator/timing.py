@@ -2,9 +2,9 @@
 
 Timing does not depend on data, so the emulator computes it once for an entry: a few steps are followed, until steps
 repeat (``native/timing.cpp``). The matrix and vector units are followed instruction by instruction, row by row where
-they wait for each other; LOAD, STORE, the memory port and external memory, which all cores share, cycle by cycle. The
-rules are those that the gateware's modules state. The constants are the pipelines' depths; the gateware's tests compare
-them with the generated hardware.
+they wait for each other; LOAD, STORE, the fetch unit of a streamed program, the memory port and external memory, which
+all cores share, cycle by cycle. The rules are those that the gateware's modules state. The constants are the pipelines'
+depths; the gateware's tests compare them with the generated hardware.
 
 What depends on data or on where the host puts things is assumed: that groups are gathered in order, which only decides
 where a long burst is split, and that base registers are 0 unless they are given.

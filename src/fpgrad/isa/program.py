@@ -129,7 +129,7 @@ class Program:
         """
         if config == self.config:
             return
-        mine, theirs = _flat(self.config.to_dict()), _flat(config.to_dict())
+        mine, theirs = _flat(asdict(self.config)), _flat(asdict(config))
         differing = [
             f"{k} = {mine[k]} (machine: {theirs.get(k)})" for k in mine if mine[k] != theirs.get(k)
         ]
