@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from tests.gateware.axi_memory import AxiMemory
 
 from fpgrad.formats import TileFormat
-from fpgrad.gateware.axi import READS_QUEUE, AxiPort, burst_beats
-from fpgrad.isa.config import MachineConfig, MatrixConfig, MemoryConfig
+from fpgrad.gateware.axi import FETCH_ID, READS_QUEUE, AxiPort, burst_beats
+from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig
 
 ROWS = 800
 
@@ -19,6 +21,11 @@ def config(side, words):
         matrix=MatrixConfig(tile=TileFormat(side=side)),
         memory=MemoryConfig(dram_rows=ROWS, dram_words_per_cycle=words),
     )
+
+
+def streamed(side, words):
+    control = ControlConfig(8, 8, 8, 8, program_rows=64)
+    return dataclasses.replace(config(side, words), control=control)
 
 
 def simulate(dut, memory, *benches):
@@ -88,6 +95,85 @@ def test_reads(side, words, stall, hold):
     if not stall and not hold:
         # A request in cycle 0, on AR in 2, beats from 3 on the stream in 4: one a cycle to the end.
         assert cycles == list(range(4, 4 + len(cycles)))
+
+
+@pytest.mark.parametrize(("stall", "hold"), [(0, 0), (0.5, 0), (0, 0.5), (0.4, 0.4)])
+def test_a_streamed_program_is_read_beside_requests(stall, hold):
+    """Each kind of beat in the order of its addresses, the program's whether or not others are taken."""
+    side, words = 4, 2
+    c = streamed(side, words)
+    rng = np.random.default_rng(2)
+    rows = rng.integers(0, 1 << 32, (ROWS, side), dtype=np.uint32)
+    flat = rows.reshape(-1, words).tolist()
+    dut, memory = AxiPort(c), AxiMemory(rows.reshape(-1), words, stall, ids=4)
+    todo = [(row, count, int(rng.integers(2))) for row, count in requests(c)]
+    bursts = [(64 * n + 8 * int(rng.integers(4)), int(rng.integers(1, 33))) for n in range(12)]
+    wanted = {kind: [] for kind in (0, 1, FETCH_ID)}
+    for row, count, index in todo:
+        wanted[index] += flat[row * side // words :][: count * side // words]
+    for beat, beats in bursts:
+        wanted[FETCH_ID] += flat[beat:][:beats]
+    got = {kind: [] for kind in wanted}
+
+    async def ask(ctx):
+        for row, count, index in todo:
+            ctx.set(dut.read_request.payload, {"row": row, "rows": count, "index": index})
+            ctx.set(dut.read_request.valid, 1)
+            await ctx.tick().until(dut.read_request.ready)
+            ctx.set(dut.read_request.valid, 0)
+            while rng.random() < hold:
+                await ctx.tick()
+
+    async def fetch(ctx):
+        for beat, beats in bursts:
+            fields = {"beat": beat, "more": beats - 1, "flag": FETCH_ID, "last": 1}
+            ctx.set(dut.fetch_burst.payload, fields)
+            ctx.set(dut.fetch_burst.valid, 1)
+            await ctx.tick().until(dut.fetch_burst.ready)
+            ctx.set(dut.fetch_burst.valid, 0)
+            while rng.random() < 0.8:
+                await ctx.tick()
+
+    async def take(ctx):
+        for _ in range(20000):
+            ready = rng.random() >= hold
+            ctx.set(dut.read_beats.ready, ready)
+            if ready and ctx.get(dut.read_beats.valid):
+                beat = dut.read_beats.payload
+                got[ctx.get(beat.index)].append([ctx.get(word) for word in beat.words])
+            if ctx.get(dut.fetched):
+                got[FETCH_ID].append([ctx.get(word) for word in dut.fetched_beat])
+            assert not ctx.get(dut.error)
+            if all(len(got[kind]) == len(wanted[kind]) for kind in wanted):
+                return
+            await ctx.tick()
+
+    simulate(dut, memory, ask, fetch, take)
+    assert got == wanted
+
+
+def test_fetched_bursts_go_before_those_of_a_request():
+    """A request of three bursts, and one to fetch when the first has left: it is the second."""
+    c = streamed(4, 4)
+    dut, memory = AxiPort(c), AxiMemory(np.zeros(4 * ROWS, np.uint32), 4, ids=4)
+    page = boundary(c)
+
+    async def bench(ctx):
+        ctx.set(dut.read_beats.ready, 1)
+        ctx.set(dut.read_request.payload, {"row": 0, "rows": 2 * page + 5, "index": 0})
+        ctx.set(dut.read_request.valid, 1)
+        await ctx.tick()
+        ctx.set(dut.read_request.valid, 0)
+        await ctx.tick()
+        fields = {"beat": 16, "more": 7, "flag": FETCH_ID, "last": 1}
+        ctx.set(dut.fetch_burst.payload, fields)
+        ctx.set(dut.fetch_burst.valid, 1)
+        await ctx.tick().until(dut.fetch_burst.ready)
+        ctx.set(dut.fetch_burst.valid, 0)
+        await ctx.tick().repeat(10)
+
+    simulate(dut, memory, bench)
+    assert memory.bursts["ar"] == [(0, page), (16, 8), (page, page), (2 * page, 5)]
 
 
 def test_reads_wait_in_the_queue_until_they_are_taken():

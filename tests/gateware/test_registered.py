@@ -50,10 +50,12 @@ def paths(part: Elaboratable, ports: Mapping[str, tuple[Value, bool]]) -> set[tu
     return {(i, o) for i, o in found if i not in ("clk", "rst")}
 
 
+@pytest.mark.parametrize("program_rows", [0, 512])
 @pytest.mark.parametrize("kind", [Hub, Cell])
-def test_no_path_leads_through(kind):
+def test_no_path_leads_through(kind, program_rows):
     memory = dataclasses.replace(CONFIG.memory, tile_dma=True, bytes=True, mask_rows=8)
-    part = kind(dataclasses.replace(CONFIG, cores=3, memory=memory))
+    control = dataclasses.replace(CONFIG.control, program_rows=program_rows)
+    part = kind(dataclasses.replace(CONFIG, cores=3, memory=memory, control=control))
     ports = {name: (value, flow is wiring.In) for name, flow, value in flat_ports(part)}
     assert paths(part, ports) == set()
 

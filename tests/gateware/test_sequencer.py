@@ -104,6 +104,56 @@ def test_issues_the_range_as_often_as_it_has_steps(first, stop, steps, stall):
         assert cycles == list(range(3, 3 + len(wanted)))
 
 
+@pytest.mark.parametrize(("fills", "ready"), [(1, 1), (0.3, 1), (1, 0.3), (0.4, 0.4)])
+@pytest.mark.parametrize(("first", "stop", "steps"), [(0, 1, 5), (2, 7, 3), (5, 6, 1)])
+def test_streamed_instructions_are_issued_as_they_come(first, stop, steps, fills, ready):
+    """Cycle by cycle: out of the ring when a register is free, offered two cycles later, none without a beat of it."""
+    program, depth, slot = instructions(12), 4, 2
+    dut = Sequencer(unit=Unit.LOAD, depth=depth, beat_words=8)
+    random = np.random.default_rng(7)
+    wanted = [(step, i) for step in range(steps) for i in range(first, stop)]
+    seen, left_at, there_at, taken_at = [], [], [], []
+
+    async def bench(ctx):
+        ctx.set(dut.available, [2] * 4)
+        await start(ctx, dut, first, stop, steps)
+        beats = [(i, part) for _, i in wanted for part in range(slot)]
+        filled = 0
+        for now in range(1, 4000):
+            if ctx.get(dut.finished):
+                break
+            fill = filled < len(beats) and filled // slot < len(left_at) + depth
+            fill = fill and random.random() < fills
+            ctx.set(dut.fill, fill)
+            if fill:
+                i, part = beats[filled]
+                for word in range(8):
+                    value = (pack(program[i]) >> (WORD_BITS * (8 * part + word))) & 0xFFFFFFFF
+                    ctx.set(dut.beat[word], value)
+                filled += 1
+                if part == slot - 1:
+                    there_at.append(now + 1)
+            takes = random.random() < ready
+            ctx.set(dut.instruction.ready, takes)
+            ctx.set(dut.done, ctx.get(dut.busy))
+            if ctx.get(dut.got):
+                left_at.append(now)
+            if takes and ctx.get(dut.instruction.valid):
+                seen.append((ctx.get(dut.step), ctx.get(dut.instruction.payload.target) - 1000))
+                taken_at.append(now)
+            await ctx.tick()
+
+    simulate(dut, bench)
+    assert seen == wanted
+    moved = [1]
+    for k, taken in enumerate(taken_at):
+        assert left_at[k] == max(there_at[k], moved[-1])
+        moved.append(max(left_at[k] + 1, taken_at[k - 1] if k else 0))
+        assert taken > moved[-1]
+        if ready == 1:
+            assert taken == moved[-1] + 1
+
+
 @pytest.mark.parametrize(("stop", "steps"), [(0, 3), (4, 0)])
 def test_an_empty_range_or_no_steps_is_finished_at_once(stop, steps):
     dut = Sequencer(unit=Unit.LOAD, depth=4)

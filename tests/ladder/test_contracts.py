@@ -12,6 +12,7 @@ from fpgrad.gateware.axi import READS_QUEUE, WRITES
 from fpgrad.gateware.dma import IN_FLIGHT
 from fpgrad.gateware.exchange import LINK_LATENCY, LINK_QUEUE
 from fpgrad.gateware.interconnect import OWNERS
+from fpgrad.gateware.fetch import BURSTS
 from fpgrad.gateware.issue import SETTLE, write_latency
 from fpgrad.gateware.matrix import drain_latency
 from fpgrad.gateware.memory import WRITE_LATENCY
@@ -36,6 +37,10 @@ def test_pipelines_are_as_deep_as_the_emulator_thinks():
     assert write_latency(function=True, post=False) - plain == PIPELINE.function
     assert write_latency(function=False, post=True) - plain == PIPELINE.multiply
     assert (PIPELINE.visible, PIPELINE.settle) == (WRITE_LATENCY, SETTLE)
+
+
+def test_as_many_bursts_of_a_program_are_on_their_way():
+    assert PIPELINE.fetch_bursts == BURSTS
 
 
 @pytest.mark.parametrize("side", [4, 8, 16])

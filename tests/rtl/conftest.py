@@ -95,8 +95,15 @@ CONFIGS |= {
     "two cores": with_cores(replace(_MOVES, vector=VectorConfig(functions=())), 2),
     "three cores": with_cores(_BARE, 3),
 }
+CONFIGS |= {
+    # Programs that stream in from external memory, through rings of a burst and more.
+    "streamed": replace(_MOVES, control=ControlConfig(8, 4, 16, 8, program_rows=1 << 16)),
+    "two cores streamed": replace(
+        CONFIGS["two cores"], control=ControlConfig(4, 8, 8, 4, program_rows=4096)
+    ),
+}
 
-#: The everyday machines; the last one only where there is time to build it.
+#: The everyday machines; "bare" only where there is time to build it.
 NAMES = [pytest.param(name, marks=pytest.mark.long) if name == "bare" else name for name in CONFIGS]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate
+from fpgrad.codegen.control import check_memories, with_memories
 from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
@@ -30,14 +31,13 @@ from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.codegen.stream import Limits, fit
-from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
+from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
 from fpgrad.graph import Function as GraphFunction
-from fpgrad.isa.config import ControlConfig, MachineConfig
+from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import TILE_BITS, Source, Unit
 from fpgrad.isa.program import Entry, Program, Symbol
-from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
@@ -58,6 +58,8 @@ class Machine:
         fixed: the machine exists already: use ``formats`` as it is, or fail.
         tiles, rows, masks: tiles, rows of vector memory and of mask memory on the chip at most; what finds no room
             waits in external memory. None: as many as it takes, or with ``fixed`` as many as there are.
+        instructions: of a unit on the chip at most; a longer program streams in from external memory. None: 4096, as
+            many as a memory can have. With ``fixed``, what the machine has decides.
     """
 
     formats: MachineConfig = MachineConfig()
@@ -65,6 +67,7 @@ class Machine:
     tiles: int | None = None
     rows: int | None = None
     masks: int | None = None
+    instructions: int | None = None
 
     @property
     def limits(self) -> Limits:
@@ -96,6 +99,7 @@ def compile_functions(
     Raises:
         GraphError: an expression that no pass computes, or that several cores cannot share.
         MemoryCapacityError: the given machine is too small; the message says how much is missing.
+        ConfigError: its instruction memories are.
     """
     machine = machine or Machine()
     config = machine.formats
@@ -153,7 +157,7 @@ def compile_functions(
     for steps in (*lists, *house):
         entries[steps.name] = emitter.entry(steps, scalar_index(functions.get(steps.name)))
 
-    control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
+    counts = {u: len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
         spills = any(steps.moves for steps in lists)
         octets = any(load.octets for steps in lists for load in steps.loads)
@@ -165,12 +169,13 @@ def compile_functions(
         config = fitted(
             config,
             need,
-            control,
             [s for steps in (*lists, *house) for s in steps.steps],
             spills,
             octets,
         )
-    check_fit(config, need, control)
+        config = with_memories(config, counts, machine.instructions)
+    check_fit(config, need)
+    check_memories(config, counts)
     near = [s for s in keep.states.values() if not s.buffer.outside]
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in near]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
@@ -240,12 +245,11 @@ def scalar_index(function: GraphFunction | None) -> dict[str, int]:
 def fitted(
     config: MachineConfig,
     need: Need,
-    control: Mapping[str, int],
     steps: Sequence[VectorStep],
     spills: bool,
     octets: bool,
 ) -> MachineConfig:
-    """The smallest machine for a program."""
+    """The smallest machine for a program, but for its instruction memories."""
     t = config.side
     functions = {s.function for s in steps}
     vector = replace(
@@ -264,16 +268,15 @@ def fitted(
         tile_dma=spills,
         bytes=octets,
     )
-    depth = {name: max(8, align_up(count, 8)) for name, count in control.items()}
-    return replace(config, vector=vector, memory=memory, control=ControlConfig(**depth))
+    return replace(config, vector=vector, memory=memory)
 
 
-def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> None:
+def check_fit(config: MachineConfig, need: Need) -> None:
     """Raise when the machine is too small.
 
     Raises:
-        MemoryCapacityError: naming every memory that is, with what is needed and what would reduce it.
-        ConfigError: instruction memories too small, or addresses that instructions cannot hold.
+        MemoryCapacityError: naming every memory that is, with what is needed and what would reduce it, or addresses
+            that instructions cannot hold.
     """
     short = [
         f"memory.{name}: {wanted} needed, {getattr(config.memory, name)} there"
@@ -286,19 +289,6 @@ def check_fit(config: MachineConfig, need: Need, control: Mapping[str, int]) -> 
             + "; ".join(short)
             + ". A smaller batch size, narrower layers "
             "or an optimizer with fewer moments (SGD) need less; or raise the machine's memory"
-        )
-    few = [
-        f"control.{k}: {n} needed, {getattr(config.control, k)} there"
-        for k, n in control.items()
-        if n > getattr(config.control, k)
-    ]
-    if few:
-        raise ConfigError("the program does not fit the instruction memories: " + "; ".join(few))
-    many = [f"{k}: {n}" for k, n in control.items() if n > MAX_INSTRUCTIONS]
-    if many:
-        raise MemoryCapacityError(
-            f"the program has more instructions than a unit's memory can have ({MAX_INSTRUCTIONS}): {'; '.join(many)}. "
-            "Fewer layers, smaller maps or a smaller batch need less"
         )
     if config.memory.vector_rows > 1 << 20 or config.memory.inbox_rows > 1 << 20:
         raise MemoryCapacityError(

@@ -2,9 +2,9 @@
 
 Timing does not depend on data, so the emulator computes it once for an entry: a few steps are followed, until steps
 repeat (``native/timing.cpp``). The matrix and vector units are followed instruction by instruction, row by row where
-they wait for each other; LOAD, STORE, the memory port and external memory, which all cores share, cycle by cycle. The
-rules are those that the gateware's modules state. The constants are the pipelines' depths; the gateware's tests compare
-them with the generated hardware.
+they wait for each other; LOAD, STORE, the fetch unit of a streamed program, the memory port and external memory, which
+all cores share, cycle by cycle. The rules are those that the gateware's modules state. The constants are the pipelines'
+depths; the gateware's tests compare them with the generated hardware.
 
 What depends on data or on where the host puts things is assumed: that groups are gathered in order, which only decides
 where a long burst is split, and that base registers are 0 unless they are given.
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from fpgrad.emulator import _native
 from fpgrad.emulator.leaves import leaves
 from fpgrad.errors import ExecutionError, ProgramError
-from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.area import slot_beats
+from fpgrad.isa.config import BURST, MachineConfig
 from fpgrad.isa.instructions import Unit
-from fpgrad.isa.program import Program
+from fpgrad.isa.program import Entry, Program
 
 #: Steps that are followed before the rest is taken to repeat the last one; fewer if they are so many cycles long.
 FOLLOWED = 6
@@ -52,6 +53,7 @@ class Pipeline:
         store_queue: units that may be on their way from a memory on chip to the port.
         link: of the exchange, from two rows to their sum; link_queue: sums that may be in an adder or behind it.
         owners: bursts of writes of several cores whose beats are not yet all on the port.
+        fetch_bursts: bursts of a streamed program that may be on their way.
     """
 
     offer: int = 3
@@ -70,6 +72,7 @@ class Pipeline:
     link: int = 5
     link_queue: int = 8
     owners: int = 16
+    fetch_bursts: int = 16
 
     def quantise(self, side: int) -> int:
         """From a tile's last row to its last write."""
@@ -95,13 +98,13 @@ class Record:
     end: int
 
 
-def _clockwork(config: MachineConfig, pipeline: Pipeline) -> dict[str, int]:
-    """What the native model has to know of a machine, by the names of its Clockwork."""
+def _clockwork(config: MachineConfig, pipeline: Pipeline, entry: Entry) -> dict[str, int]:
+    """What the native model has to know of a machine and where an entry begins, by the names of its Clockwork."""
     p, memory, side = pipeline, config.memory, config.side
     words, rate = memory.dram_words_per_cycle, memory.dram_rate
     names = (
         "offer", "outstanding", "vector", "function", "multiply", "visible", "done", "settle", "flight", "reads_queue",
-        "writes", "store_queue", "link", "link_queue", "owners",
+        "writes", "store_queue", "link", "link_queue", "owners", "fetch_bursts",
     )  # fmt: skip
     return {
         "side": side,
@@ -117,6 +120,11 @@ def _clockwork(config: MachineConfig, pipeline: Pipeline) -> dict[str, int]:
         "drain": p.drain(side),
         "queue": config.matrix.queue_rows,
         "burst": min(256, 4096 // (4 * words)),
+        "streamed": int(config.control.streamed),
+        "fetch_burst": BURST,
+        **{f"ring_{u.name.lower()}": getattr(config.control, u.name.lower()) for u in Unit},
+        **{f"slot_{u.name.lower()}": slot_beats(config, u) for u in Unit},
+        **{f"phase_{u.name.lower()}": entry.start[u] % BURST for u in Unit},
         **{name: getattr(p, name) for name in names},
     }
 
@@ -133,7 +141,7 @@ class _Followed:
         self._stop = [stop - start for start, stop in zip(e.start, e.stop, strict=True)]
         self._tokens = [list(row) for row in e.tokens]
         self._leaves = [leaves(program, unit, e.start[unit], e.stop[unit]) for unit in Unit]
-        self._clockwork = _clockwork(program.config, pipeline)
+        self._clockwork = _clockwork(program.config, pipeline, e)
 
     def records(self, steps: int, bases: Sequence[int] = ()) -> NDArray[np.int64]:
         """Core, unit, index, step, start and end of every instruction. Errors are those of :func:`timeline`."""

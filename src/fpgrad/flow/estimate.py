@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.formats.table import TABLED
+from fpgrad.isa.area import slot_words
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Load, Matrix, Store, Transfer, Unit, Vector
 from fpgrad.isa.layout import width
@@ -58,7 +59,7 @@ def useful_macs(program: Program, entry: str) -> int:
 
 
 def dram_bytes(program: Program, entry: str) -> int:
-    """Bytes that a step of all cores moves between external memory and the chip."""
+    """Bytes that a step of all cores moves between external memory and the chip, those of a streamed program apart."""
     side = program.config.side
     rows = 0
     for unit in (Unit.LOAD, Unit.STORE):
@@ -70,6 +71,26 @@ def dram_bytes(program: Program, entry: str) -> int:
             rows += i.count * (head + body)
             rows += -(-i.count // side) if isinstance(i, Load) and i.gather else 0
     return program.config.cores * rows * side * 4
+
+
+def program_bytes(program: Program, entry: str) -> int:
+    """Bytes of instructions that a step of all cores reads from external memory."""
+    config, e = program.config, program.entries[entry]
+    if not config.control.streamed:
+        return 0
+    words = sum((e.stop[u] - e.start[u]) * slot_words(config, u) for u in Unit)
+    return config.cores * 4 * words
+
+
+def streaming_note(program: Program, entry: str) -> str:
+    """What a step reads of a streamed program, in a sentence."""
+    e, control = program.entries[entry], program.config.control
+    rings = {u: getattr(control, u.name.lower()) for u in Unit}
+    each = ", ".join(f"{u.name.lower()} {e.stop[u] - e.start[u]:,} ({rings[u]})" for u in Unit)
+    return (
+        f"Program: streams in from external memory, {program_bytes(program, entry):,} bytes a step; instructions of "
+        f"each unit (and of its ring): {each}"
+    )
 
 
 def exchanged_rows(program: Program, entry: str) -> int:
@@ -114,14 +135,15 @@ def memories(program: Program) -> list[MemoryUse]:
         uses.append(MemoryUse(name=label, used_bits=used[space] * bits, capacity_bits=depth * bits))
     queue = config.matrix.queue_rows * row
     uses.append(MemoryUse(name="finished rows", used_bits=queue, capacity_bits=queue))
+    streamed = config.control.streamed
     for unit in Unit:
         bits = width(CLASS_OF[unit])
         depth = getattr(config.control, unit.name.lower())
         count = len(program.units.get(unit, ()))
         uses.append(
             MemoryUse(
-                name=f"{unit.name.lower()} program",
-                used_bits=count * bits,
+                name=f"{unit.name.lower()} program" + ", ring" * streamed,
+                used_bits=(min(count, depth) if streamed else count) * bits,
                 capacity_bits=depth * bits,
             )
         )
@@ -177,6 +199,8 @@ def summarise(
             f"Cores: each sends the others {rows:,} rows of {program.config.side} numbers a step; busy cycles and "
             "memories are those of one core"
         )
+    if program.config.control.streamed:
+        notes.append(streaming_note(program, entry))
     if samples < compiled:
         whole = "whole tiles of samples" if cores == 1 else "equal parts for all cores"
         notes.append(f"A batch of {samples} is computed as {compiled}: {whole}")

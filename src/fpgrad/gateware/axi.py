@@ -1,6 +1,6 @@
 """The port to external memory as AXI4, between the requests and beats of :mod:`fpgrad.gateware.dma`.
 
-Reads have ID 0, those of index rows ID 1, writes ID 0; nothing else is assumed about the order in which
+Reads have ID 0, those of index rows ID 1, of a streamed program ID 2, writes ID 0; nothing else is assumed about the order in which
 reads are answered. Requests become incrementing bursts of whole beats that cross no boundary of
 ``min(4 KiB, 256 beats)``. As many reads as memory takes are outstanding, and ``WRITES`` bursts of writes.
 All outputs come from registers, and all inputs go to registers through a gate or two: outside the chip's
@@ -9,10 +9,12 @@ core that helps timing, and in a simulation logic behind inputs is evaluated on 
 Timing, in clock cycles:
 
 * A request that is on the unit's stream in cycle c is taken in c if no burst of the one before is left.
-  Its first burst is on the AR or AW channel in c + 2, one more in each cycle: a channel's register and
+  Bursts of a streamed program go before those of requests, and are on AR in the cycle after they are taken.
+  A request's first burst is on the AR or AW channel in c + 2, one more in each cycle: a channel's register and
   the spare register behind it stand still together when the channel does.
 * A beat that is taken on the R channel in cycle c waits for the unit from c + 1 on. ``m_axi_rready`` is
   high in c + 1 if the beats that wait in c, plus one if it is high in c, are fewer than ``READS_QUEUE``.
+  Beats of a streamed program do not wait: they leave for the fetch unit in c.
 * A beat that is taken from the unit's stream in cycle c is on the W channel in c + 1, behind a register
   and a spare one as above. Beats of a request that is taken in c are taken at the earliest in c + 2, those
   of its n-th burst in c + 1 + n.
@@ -35,6 +37,9 @@ READS_QUEUE = 16
 #: Bursts of writes that memory has not answered.
 WRITES = 16
 
+#: The ID of a streamed program's bursts.
+FETCH_ID = 2
+
 #: AxBURST of incrementing bursts.
 INCR = 1
 
@@ -52,13 +57,20 @@ def burst_beats(config: MachineConfig) -> int:
     return min(_MAX_BEATS, _PAGE // (4 * config.memory.dram_words_per_cycle))
 
 
+def core_id_bits(config: MachineConfig) -> int:
+    """Bits of an ID at a core's port."""
+    return 2 if config.control.streamed else 1
+
+
 def id_bits(config: MachineConfig) -> int:
     """Bits of an ID at the chip's port: of one core, with its number above it."""
-    return 1 + ceil_log2(config.cores)
+    return core_id_bits(config) + ceil_log2(config.cores)
 
 
-def ports(config: MachineConfig, ids: int = 1) -> dict[str, tuple[wiring.Flow, int]]:
-    """The signals of a port without their prefix, seen from the core: direction and width; IDs have ``ids`` bits."""
+def ports(config: MachineConfig, ids: int | None = None) -> dict[str, tuple[wiring.Flow, int]]:
+    """The signals of a port without their prefix, seen from the core: direction and width; IDs have ``ids`` bits, or
+    those of a core's port."""
+    ids = core_id_bits(config) if ids is None else ids
     bits = WORD_BITS * config.memory.dram_words_per_cycle
     out: dict[str, tuple[wiring.Flow, int]] = {}
     for channel in ("ar", "aw"):
@@ -121,11 +133,27 @@ class Buffer(wiring.Component):
 
 
 def burst_layout(config: MachineConfig) -> data.StructLayout:
-    """One burst: its first beat, counted in beats, how many follow, and the request's flag."""
+    """One burst: its first beat, counted in beats, how many follow, and the request's flag, of reads the ID."""
     beat_bytes = 4 * config.memory.dram_words_per_cycle
     return data.StructLayout(
-        {"beat": address_bits(config) - exact_log2(beat_bytes), "more": 8, "flag": 1, "last": 1}
+        {
+            "beat": address_bits(config) - exact_log2(beat_bytes),
+            "more": 8,
+            "flag": core_id_bits(config),
+            "last": 1,
+        }
     )
+
+
+def fetch_members(config: MachineConfig) -> dict[str, wiring.Member]:
+    """Of the fetch unit: its bursts, and whether a beat comes for it in this cycle. Only where programs stream."""
+    if not config.control.streamed:
+        return {}
+    return {
+        "fetch_burst": Out(stream.Signature(burst_layout(config))),
+        "fetched": In(1),
+        "fetched_beat": In(beat_layout(config)),
+    }
 
 
 class Splitter(wiring.Component):
@@ -184,6 +212,7 @@ class AxiPort(wiring.Component):
         read_request, read_beats, write_request, write_beats, written: the units' end, see
             :class:`fpgrad.gateware.core.Core`.
         error: pulses when memory answers with an error.
+        fetch_burst, fetched, fetched_beat: see :func:`fetch_members`.
         m_axi_*: AXI4, see :func:`ports`; reads and writes of whole beats only.
     """
 
@@ -197,6 +226,7 @@ class AxiPort(wiring.Component):
                 "write_beats": In(stream.Signature(beat_layout(config))),
                 "written": Out(1),
                 "error": Out(1),
+                **{name: member.flip() for name, member in fetch_members(config).items()},
                 **{f"m_axi_{name}": flow(bits) for name, (flow, bits) in ports(config).items()},
             }
         )
@@ -247,6 +277,16 @@ class AxiPort(wiring.Component):
             splitter.burst.ready.eq(buffer.i.ready),
             self.m_axi_arid.eq(buffer.o.payload.flag),
         ]
+        streamed = self._config.control.streamed
+        if streamed:
+            fetch = self.fetch_burst
+            m.d.comb += fetch.ready.eq(buffer.i.ready)
+            with m.If(fetch.valid):
+                m.d.comb += [
+                    buffer.i.payload.eq(fetch.payload),
+                    buffer.i.valid.eq(1),
+                    splitter.burst.ready.eq(0),
+                ]
         layout = read_beat_layout(self._config)
         m.submodules.reads = queue = fifo.SyncFIFO(width=layout.size, depth=READS_QUEUE)
         beat = data.View(layout, queue.w_data)
@@ -254,12 +294,17 @@ class AxiPort(wiring.Component):
         m.d.comb += [
             came.eq(self.m_axi_rvalid & self.m_axi_rready),
             beat.words.eq(self.m_axi_rdata),
-            beat.index.eq(self.m_axi_rid),
-            queue.w_en.eq(came),
+            beat.index.eq(self.m_axi_rid[0]),
+            queue.w_en.eq(came & ~self.m_axi_rid[1] if streamed else came),
             queue.r_en.eq(self.read_beats.ready),
             self.read_beats.payload.eq(queue.r_data),
             self.read_beats.valid.eq(queue.r_rdy),
         ]
+        if streamed:
+            m.d.comb += [
+                self.fetched.eq(came & self.m_axi_rid[1]),
+                self.fetched_beat.eq(self.m_axi_rdata),
+            ]
         m.d.sync += [
             self.m_axi_rready.eq(queue.level + self.m_axi_rready < READS_QUEUE),
             error.eq(came & self.m_axi_rresp[1]),

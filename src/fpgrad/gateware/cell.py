@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out, connect
 from fpgrad.gateware.axi import Axi, AxiPort, ports
 from fpgrad.gateware.core import Core
 from fpgrad.gateware.dma import number_members, row_layout
-from fpgrad.gateware.registers import Control, CoreStatus
+from fpgrad.gateware.registers import control_signature, core_status
 from fpgrad.isa.config import MachineConfig
 
 
@@ -26,8 +26,8 @@ class CellSignature(wiring.Signature):
         super().__init__(
             {
                 **number_members(config),
-                "control": In(Control),
-                "status": Out(CoreStatus),
+                "control": In(control_signature(config)),
+                "status": Out(core_status(config)),
                 "rows": Out(stream.Signature(row_layout(config))),
                 "sums": In(stream.Signature(row_layout(config))),
                 "axi": Out(Axi(config)),
@@ -60,6 +60,9 @@ class Cell(wiring.Component):
         connect(m, wiring.flipped(self.sums), core.sums)
         for name in ("read_request", "read_beats", "write_request", "write_beats"):
             connect(m, getattr(core, name), getattr(axi, name))
+        if self._config.control.streamed:
+            connect(m, core.fetch_burst, axi.fetch_burst)
+            m.d.comb += [core.fetched.eq(axi.fetched), core.fetched_beat.eq(axi.fetched_beat)]
         m.d.comb += [core.written.eq(axi.written), core.port_error.eq(axi.error)]
         for name, (flow, _) in ports(self._config).items():
             outside, inside = getattr(self.axi, name), getattr(axi, f"m_axi_{name}")

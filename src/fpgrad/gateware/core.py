@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
+from fpgrad.gateware.axi import fetch_members
 from fpgrad.gateware.dma import (
     ReadRows,
     WriteRows,
@@ -12,10 +13,11 @@ from fpgrad.gateware.dma import (
     read_beat_layout,
     row_layout,
 )
+from fpgrad.gateware.fetch import Fetch
 from fpgrad.gateware.load import Load
 from fpgrad.gateware.matrix import MatrixUnit
 from fpgrad.gateware.memory import ExponentMemory, SkewedMemory
-from fpgrad.gateware.registers import Control, CoreStatus
+from fpgrad.gateware.registers import control_signature, core_status
 from fpgrad.gateware.sequencer import Sequencer
 from fpgrad.gateware.store import Store
 from fpgrad.gateware.tokens import TokenChannels
@@ -38,15 +40,17 @@ class Core(wiring.Component):
         rows, sums: to and from the exchange.
         read_request, read_beats, write_request, write_beats, written: the port to external memory.
         port_error: external memory answered with an error.
+        fetch_burst, fetched, fetched_beat: of a streamed program, see :class:`fpgrad.gateware.fetch.Fetch`.
     """
 
     def __init__(self, config: MachineConfig) -> None:
         self._config = config
         super().__init__(
             {
+                **fetch_members(config),
                 **number_members(config),
-                "control": In(Control),
-                "status": Out(CoreStatus),
+                "control": In(control_signature(config)),
+                "status": Out(core_status(config)),
                 "rows": Out(stream.Signature(row_layout(config))),
                 "sums": In(stream.Signature(row_layout(config))),
                 "read_request": Out(stream.Signature(ReadRows)),
@@ -88,15 +92,24 @@ class Core(wiring.Component):
             Unit.STORE: store.done,
         }
         finished: list[Signal] = []
+        sequencers: dict[Unit, Sequencer] = {}
         # Units with nothing to do, or nothing that they can do before another unit does something.
         stuck: list[Value] = []
         for unit in Unit:
             name = unit.name.lower()
-            sequencer = Sequencer(unit=unit, depth=getattr(config.control, name))
+            streamed = config.control.streamed
+            beat_words = config.memory.dram_words_per_cycle if streamed else 0
+            sequencer = Sequencer(
+                unit=unit, depth=getattr(config.control, name), beat_words=beat_words
+            )
+            sequencers[unit] = sequencer
             m.submodules[f"{name}_sequencer"] = sequencer
+            if not streamed:
+                m.d.comb += [
+                    sequencer.write.eq(control.write[unit]),
+                    sequencer.write_data.eq(control.write_data),
+                ]
             m.d.comb += [
-                sequencer.write.eq(control.write[unit]),
-                sequencer.write_data.eq(control.write_data),
                 sequencer.start.eq(control.start[unit]),
                 sequencer.stop.eq(control.stop[unit]),
                 sequencer.steps.eq(control.steps),
@@ -131,6 +144,10 @@ class Core(wiring.Component):
                 for name in number_members(config):
                     m.d.comb += getattr(dma, name).eq(getattr(self, name))
 
+        at_rest: list[Value] = list(finished)
+        if config.control.streamed:
+            # What was asked for comes before the next run.
+            at_rest.append(self._fetch(m, sequencers))
         self._memories(m, load, matrix, vector, store)
         connect(m, load.request, wiring.flipped(self.read_request))
         connect(m, wiring.flipped(self.read_beats), load.beats)
@@ -144,7 +161,7 @@ class Core(wiring.Component):
         running, address_error = Signal(), Signal()
         with m.If(control.go):
             m.d.sync += [running.eq(1), address_error.eq(0)]
-        with m.Elif(running & Cat(finished).all()):
+        with m.Elif(running & Cat(at_rest).all()):
             m.d.sync += running.eq(0)
         with m.If(load.error | store.error | self.port_error):
             m.d.sync += address_error.eq(1)
@@ -165,6 +182,29 @@ class Core(wiring.Component):
             status.saturated_accumulator.eq(vector.saturated_accumulator),
         ]
         return m
+
+    def _fetch(self, m: Module, sequencers: dict[Unit, Sequencer]) -> Value:
+        """Between the port and the rings; whether nothing is on its way."""
+        control = self.control
+        m.submodules.fetch = fetch = Fetch(self._config)
+        connect(m, fetch.burst, wiring.flipped(self.fetch_burst))
+        m.d.comb += [
+            fetch.go.eq(control.go),
+            fetch.halt.eq(control.halt),
+            fetch.steps.eq(control.steps),
+            fetch.came.eq(self.fetched),
+            fetch.beat.eq(self.fetched_beat),
+        ]
+        for unit, sequencer in sequencers.items():
+            m.d.comb += [
+                fetch.start[unit].eq(control.start[unit]),
+                fetch.stop[unit].eq(control.stop[unit]),
+                fetch.program[unit].eq(control.program[unit]),
+                fetch.got[unit].eq(sequencer.got),
+                sequencer.fill.eq(fetch.fill[unit]),
+                sequencer.beat.eq(fetch.filled),
+            ]
+        return fetch.idle
 
     def _memories(
         self, m: Module, load: Load, matrix: MatrixUnit, vector: VectorUnit, store: Store

@@ -11,7 +11,13 @@ from fpgrad.gateware.axi import Axi
 from fpgrad.gateware.dma import row_layout
 from fpgrad.gateware.exchange import Exchange
 from fpgrad.gateware.interconnect import Interconnect, port_members
-from fpgrad.gateware.registers import Control, CoreStatus, HostPort, Registers, RunCounters
+from fpgrad.gateware.registers import (
+    HostPort,
+    Registers,
+    RunCounters,
+    control_signature,
+    core_status,
+)
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import Unit
 
@@ -32,8 +38,8 @@ class HubSignature(wiring.Signature):
         members = {
             "host": In(HostPort),
             "running": Out(1),
-            "control": Out(Control),
-            "status": In(CoreStatus).array(cores),
+            "control": Out(control_signature(config)),
+            "status": In(core_status(config)).array(cores),
             "rows": In(rows).array(cores),
             "sums": Out(rows).array(cores),
         }

@@ -17,7 +17,7 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from fpgrad.gateware.axi import Axi, Buffer, id_bits, ports
+from fpgrad.gateware.axi import Axi, Buffer, core_id_bits, id_bits, ports
 from fpgrad.isa.config import MachineConfig
 
 #: Bursts of writes whose beats are not yet all on the port.
@@ -163,22 +163,23 @@ class Interconnect(wiring.Component):
             buffer.i.valid.eq(self._port("rvalid")),
             self._port("rready").eq(buffer.i.ready),
         ]
-        beat = buffer.o.payload
+        beat, own = buffer.o.payload, core_id_bits(self._config)
         for core, port in enumerate(self.axi):
-            is_its = beat.id[1:] == core
+            is_its = beat.id[own:] == core
             m.d.comb += [getattr(port, f"r{name}").eq(beat[name]) for name in names[1:]]
-            m.d.comb += [port.rid.eq(beat.id[0]), port.rvalid.eq(buffer.o.valid & is_its)]
+            m.d.comb += [port.rid.eq(beat.id[:own]), port.rvalid.eq(buffer.o.valid & is_its)]
             with m.If(is_its):
                 m.d.comb += buffer.o.ready.eq(port.rready)
 
     def _answers(self, m: Module) -> None:
         """Cores always take them."""
+        own = core_id_bits(self._config)
         m.d.comb += self._port("bready").eq(1)
         for core, port in enumerate(self.axi):
             m.d.sync += [
-                port.bvalid.eq(self._port("bvalid") & (self._port("bid")[1:] == core)),
+                port.bvalid.eq(self._port("bvalid") & (self._port("bid")[own:] == core)),
                 port.bresp.eq(self._port("bresp")),
-                port.bid.eq(self._port("bid")[0]),
+                port.bid.eq(self._port("bid")[:own]),
             ]
 
 

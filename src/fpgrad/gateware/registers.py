@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from fpgrad.gateware.dma import Bases
 from fpgrad.gateware.leave import COUNTER_BITS as SATURATED_BITS
-from fpgrad.gateware.sequencer import INDEX_BITS, STEP_BITS, InstructionWrite
+from fpgrad.gateware.sequencer import STEP_BITS, InstructionWrite, index_bits
 from fpgrad.gateware.tokens import CHANNEL_BITS, UNITS, Channels
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import DRAM_BITS
@@ -36,59 +36,73 @@ HostPort = wiring.Signature(
 
 UnitState = data.StructLayout({"busy": 1, "waiting": 1, "finished": 1})
 
-#: What all cores are told: pulses that begin and abandon a run, what it uses, and a word for each unit's instruction
-#: memory.
-Control = wiring.Signature(
-    {
-        "go": Out(1),
-        "halt": Out(1),
-        "steps": Out(STEP_BITS),
-        "start": Out(INDEX_BITS).array(UNITS),
-        "stop": Out(INDEX_BITS).array(UNITS),
-        "tokens": Out(Channels).array(UNITS),
-        "bases": Out(Bases),
+
+def control_signature(config: MachineConfig) -> wiring.Signature:
+    """What all cores are told: pulses that begin and abandon a run, what it uses, and a word for each unit's instruction
+    memory, or where a streamed program is."""
+    index = index_bits(config)
+    program: dict[str, wiring.Member] = {
         "write": Out(1).array(UNITS),
         "write_data": Out(InstructionWrite),
     }
-)
+    if config.control.streamed:
+        program = {"program": Out(DRAM_BITS).array(UNITS)}
+    return wiring.Signature(
+        {
+            "go": Out(1),
+            "halt": Out(1),
+            "steps": Out(STEP_BITS),
+            "start": Out(index).array(UNITS),
+            "stop": Out(index).array(UNITS),
+            "tokens": Out(Channels).array(UNITS),
+            "bases": Out(Bases),
+            **program,
+        }
+    )
 
-#: Where each unit is.
-_WHERE = {
-    "at": Out(INDEX_BITS).array(UNITS),
-    "at_step": Out(STEP_BITS).array(UNITS),
-    "state": Out(UnitState).array(UNITS),
-}
 
-#: What a core says: status as in :class:`fpgrad.isa.registers.Status`, counters, and where each unit is.
-CoreStatus = wiring.Signature(
-    {
-        "running": Out(1),
-        "rows_left": Out(1),
-        "token_overflow": Out(1),
-        "address_error": Out(1),
-        "quiet": Out(1),
-        "saturated_vector": Out(SATURATED_BITS),
-        "saturated_accumulator": Out(SATURATED_BITS),
-        **_WHERE,
+def _where(config: MachineConfig) -> dict[str, wiring.Member]:
+    """Where each unit is."""
+    return {
+        "at": Out(index_bits(config)).array(UNITS),
+        "at_step": Out(STEP_BITS).array(UNITS),
+        "state": Out(UnitState).array(UNITS),
     }
-)
 
-#: What a host reads.
-ChipStatus = wiring.Signature(
-    {
-        "running": Out(1),
-        "rows_left": Out(1),
-        "token_overflow": Out(1),
-        "address_error": Out(1),
-        "quiet": Out(1),
-        "sums_left": Out(1),
-        "cycles": Out(COUNTER_BITS),
-        "saturated_vector": Out(COUNTER_BITS),
-        "saturated_accumulator": Out(COUNTER_BITS),
-        "busy_cycles": Out(COUNTER_BITS).array(UNITS),
-        **_WHERE,
-    }
-)
+
+def core_status(config: MachineConfig) -> wiring.Signature:
+    """What a core says: status as in :class:`fpgrad.isa.registers.Status`, counters, and where each unit is."""
+    return wiring.Signature(
+        {
+            "running": Out(1),
+            "rows_left": Out(1),
+            "token_overflow": Out(1),
+            "address_error": Out(1),
+            "quiet": Out(1),
+            "saturated_vector": Out(SATURATED_BITS),
+            "saturated_accumulator": Out(SATURATED_BITS),
+            **_where(config),
+        }
+    )
+
+
+def chip_status(config: MachineConfig) -> wiring.Signature:
+    """What a host reads."""
+    return wiring.Signature(
+        {
+            "running": Out(1),
+            "rows_left": Out(1),
+            "token_overflow": Out(1),
+            "address_error": Out(1),
+            "quiet": Out(1),
+            "sums_left": Out(1),
+            "cycles": Out(COUNTER_BITS),
+            "saturated_vector": Out(COUNTER_BITS),
+            "saturated_accumulator": Out(COUNTER_BITS),
+            "busy_cycles": Out(COUNTER_BITS).array(UNITS),
+            **_where(config),
+        }
+    )
 
 
 class Registers(wiring.Component):
@@ -108,8 +122,8 @@ class Registers(wiring.Component):
         super().__init__(
             {
                 "host": In(HostPort),
-                "control": Out(Control),
-                "status": In(ChipStatus),
+                "control": Out(control_signature(config)),
+                "status": In(chip_status(config)),
             }
         )
 
@@ -155,6 +169,12 @@ class Registers(wiring.Component):
                         control.tokens[unit][k].eq(value[CHANNEL_BITS * k :][:CHANNEL_BITS])
                         for k in range(UNITS)
                     ]
+            if self._config.control.streamed:
+                for unit in range(UNITS):
+                    with m.Case(Register.PROGRAM + unit):
+                        m.d.sync += control.program[unit].eq(value[:DRAM_BITS])
+        if self._config.control.streamed:
+            return
         word_bits = INSTRUCTION_WORDS_LOG2
         m.d.sync += [
             control.write_data.word.eq(address[:word_bits]),

@@ -1,6 +1,7 @@
 """The sequencer of a unit: instruction memory, prefetch, steps, and the tokens of what is issued.
 
-All four units have the same one. Two registers stand between the memory and the unit (the memory's
+All four units have the same one. The memory holds all instructions, or those that a streamed program has sent ahead
+(:mod:`fpgrad.gateware.ring`). Two registers stand between the memory and the unit (the memory's
 output and the instruction itself), so that a unit that is ready takes an instruction every cycle and
 neither a block RAM's slow output nor the token comparison is in the unit's own timing.
 """
@@ -10,13 +11,26 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from fpgrad.gateware.ring import Ring
 from fpgrad.gateware.tokens import UNITS, Channels, Fields
+from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.encoding import unit_layout
 from fpgrad.isa.instructions import Unit
-from fpgrad.isa.registers import INSTRUCTION_WORDS_LOG2, MAX_INSTRUCTIONS, WORD_BITS
+from fpgrad.isa.registers import (
+    INSTRUCTION_WORDS_LOG2,
+    MAX_INSTRUCTIONS,
+    STREAMED_BITS,
+    WORD_BITS,
+)
 
 INDEX_BITS = ceil_log2(MAX_INSTRUCTIONS) + 1
 STEP_BITS = 32
+
+
+def index_bits(config: MachineConfig) -> int:
+    """Bits of an instruction's number and of the number behind the last."""
+    return STREAMED_BITS if config.control.streamed else INDEX_BITS
+
 
 #: Instructions of one unit that may be started and not yet complete.
 OUTSTANDING = 16
@@ -40,9 +54,12 @@ class Sequencer(wiring.Component):
     Args:
         unit: whose instructions.
         depth: instructions in the memory.
+        beat_words: of a streamed program, the words that come at once; 0: the memory holds all of it.
 
     Members:
         write, write_data: writes one word of an instruction.
+        fill, beat, got: instead of these in a streamed program: the next beat of an instruction; an instruction left
+            the ring.
         start, stop: the entry's range, stable during a run.
         steps: how often the range is repeated, stable during a run.
         go, halt: begins a run; ends it after the instructions already taken.
@@ -56,17 +73,25 @@ class Sequencer(wiring.Component):
         at, at_step: where the unit is, for diagnosis.
     """
 
-    def __init__(self, *, unit: Unit, depth: int) -> None:
+    def __init__(self, *, unit: Unit, depth: int, beat_words: int = 0) -> None:
         if not 1 <= depth <= MAX_INSTRUCTIONS:
             raise ValueError(f"depth must be 1 to {MAX_INSTRUCTIONS}, not {depth!r}")
         self._unit = unit
         self._depth = depth
+        self._beat_words = beat_words
+        self._index_bits = index = STREAMED_BITS if beat_words else INDEX_BITS
+        memory: dict[str, wiring.Member] = {"write": In(1), "write_data": In(InstructionWrite)}
+        if beat_words:
+            memory = {
+                "fill": In(1),
+                "beat": In(data.ArrayLayout(WORD_BITS, beat_words)),
+                "got": Out(1),
+            }
         super().__init__(
             {
-                "write": In(1),
-                "write_data": In(InstructionWrite),
-                "start": In(INDEX_BITS),
-                "stop": In(INDEX_BITS),
+                **memory,
+                "start": In(index),
+                "stop": In(index),
                 "steps": In(STEP_BITS),
                 "go": In(1),
                 "halt": In(1),
@@ -79,7 +104,7 @@ class Sequencer(wiring.Component):
                 "busy": Out(1),
                 "waiting": Out(1),
                 "finished": Out(1),
-                "at": Out(INDEX_BITS),
+                "at": Out(index),
                 "at_step": Out(STEP_BITS),
             }
         )
@@ -101,11 +126,19 @@ class Sequencer(wiring.Component):
         layout = unit_layout(self._unit)
 
         # Fetch: program counter -> memory output (fetched) -> current.
-        pc, pc_step, fetching = Signal(INDEX_BITS), Signal(STEP_BITS), Signal()
-        fetched, fetched_at, fetched_step = Signal(), Signal(INDEX_BITS), Signal(STEP_BITS)
-        valid, at, step = Signal(), Signal(INDEX_BITS), Signal(STEP_BITS)
+        index = self._index_bits
+        pc, pc_step, fetching = Signal(index), Signal(STEP_BITS), Signal()
+        fetched, fetched_at, fetched_step = Signal(), Signal(index), Signal(STEP_BITS)
+        valid, at, step = Signal(), Signal(index), Signal(STEP_BITS)
         current = Signal(layout, reset_less=True)
-        words = self._memory(m, layout.size, pc)
+
+        if self._beat_words:
+            ring = self._ring(m, layout.size)
+            there, came, enables = fetching & ring.there, ring.instruction, [ring.get]
+        else:
+            words = self._memory(m, layout.size, pc)
+            there, came = fetching, Cat(port.data for port in words)
+            enables = [port.en for port in words]
 
         taken = Signal()
         to_current, to_fetched = Signal(), Signal()
@@ -113,12 +146,15 @@ class Sequencer(wiring.Component):
             to_current.eq(~valid | taken),
             to_fetched.eq(~fetched | to_current),
         ]
-        for port in words:
-            m.d.comb += port.en.eq(to_fetched & fetching)
+        get = to_fetched & there
+        for enable in enables:
+            m.d.comb += enable.eq(get)
+        if self._beat_words:
+            m.d.comb += self.got.eq(get)
         last = pc + 1 == self.stop
         with m.If(to_fetched):
-            m.d.sync += [fetched.eq(fetching), fetched_at.eq(pc), fetched_step.eq(pc_step)]
-            with m.If(fetching):
+            m.d.sync += [fetched.eq(there), fetched_at.eq(pc), fetched_step.eq(pc_step)]
+            with m.If(there):
                 m.d.sync += pc.eq(pc + 1)
                 with m.If(last):
                     m.d.sync += [pc.eq(self.start), pc_step.eq(pc_step + 1)]
@@ -127,7 +163,7 @@ class Sequencer(wiring.Component):
             m.d.sync += valid.eq(fetched)
         with m.If(to_current & fetched):
             m.d.sync += [at.eq(fetched_at), step.eq(fetched_step)]
-            m.d.sync += current.eq(Cat(port.data for port in words))
+            m.d.sync += current.eq(came)
         with m.If(self.go):
             m.d.sync += [
                 pc.eq(self.start),
@@ -169,6 +205,15 @@ class Sequencer(wiring.Component):
             self.at_step.eq(step),
         ]
         return m
+
+    def _ring(self, m: Module, width: int) -> Ring:
+        m.submodules.ring = ring = Ring(width=width, depth=self._depth, beat_words=self._beat_words)
+        m.d.comb += [
+            ring.clear.eq(self.go),
+            ring.fill.eq(self.fill),
+            ring.beat.eq(self.beat),
+        ]
+        return ring
 
     def _memory(self, m: Module, width: int, address: Signal) -> list[memory.ReadPort]:
         """One memory for each 32-bit word, because hosts write words and simulators like them."""

@@ -25,6 +25,9 @@ from fpgrad.formats.table import TABLED
 #: As many cores as a machine can have.
 MAX_CORES = 16
 
+#: Instructions that a streamed program's units are sent at once.
+BURST = 4
+
 
 @dataclass(frozen=True)
 class MatrixConfig:
@@ -108,12 +111,25 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """Instruction memories' depths, in instructions."""
+    """Instruction memories.
+
+    Args:
+        load, matrix, vector, store: depths, in instructions. Of a streamed program they are those of rings: powers of
+            two, at least ``BURST``.
+        program_rows: rows of external memory behind ``dram_rows`` from which the program streams into the rings, which
+            LOAD and STORE must not reach; 0: the memories hold all of it.
+    """
 
     load: int = 64
     matrix: int = 128
     vector: int = 512
     store: int = 64
+    program_rows: int = 0
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the program streams in from external memory."""
+        return self.program_rows > 0
 
 
 @dataclass(frozen=True)
@@ -184,10 +200,30 @@ class MachineConfig:
                 "memory.dram_refresh_cycles must be less than dram_refresh_interval, "
                 f"not {m.dram_refresh_cycles} of {m.dram_refresh_interval}"
             )
+        self._check_control()
         if self.vector.number.mantissa_bits < self.matrix.tile.mantissa_bits - 2:
             raise ConfigError(
                 "vector.number must have at least the mantissa bits of a tile, less two"
             )
+
+    def _check_control(self) -> None:
+        control = self.control
+        if control.program_rows < 0:
+            raise ConfigError(
+                f"control.program_rows must be 0 or a number of rows, not {control.program_rows}"
+            )
+        for name in ("load", "matrix", "vector", "store"):
+            depth = getattr(control, name)
+            if control.streamed and (depth < BURST or depth & (depth - 1)):
+                raise ConfigError(
+                    f"control.{name} must be a power of two from {BURST} on, the instructions of a burst, where "
+                    f"programs stream in from external memory, not {depth}"
+                )
+
+    @property
+    def external_rows(self) -> int:
+        """Rows of external memory: those of data, and behind them those of a streamed program."""
+        return self.memory.dram_rows + self.control.program_rows
 
     @property
     def side(self) -> int:
@@ -205,8 +241,11 @@ class MachineConfig:
         return tuple(make_table(f, self.vector.table) for f in self.vector.functions if f in TABLED)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Nested plain values, for JSON. A program that does not stream has no rows to be written down."""
+        values = dataclasses.asdict(self)
+        if not self.control.streamed:
+            del values["control"]["program_rows"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MachineConfig:

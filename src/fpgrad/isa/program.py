@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fpgrad.errors import ConfigError, ProgramError, ProgramFileError, ProgramMismatchError
+from fpgrad.isa.area import check_room
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Instruction, Unit
 from fpgrad.isa.layout import pack, unpack, width
@@ -80,6 +81,9 @@ class Program:
         symbols: tensors by place.
         notes: one for each instruction.
         meta: what the host needs to know, as JSON values (batch size, inputs, states, scalars...).
+
+    Raises:
+        ProgramError: more instructions than a memory holds. ConfigError: a streamed program has no room outside.
     """
 
     config: MachineConfig
@@ -90,6 +94,9 @@ class Program:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.config.control.streamed:
+            check_room(self.config, {u: len(self.units.get(u, ())) for u in Unit})
+            return
         for unit in Unit:
             depth = getattr(self.config.control, unit.name.lower())
             if len(self.units.get(unit, ())) > depth:
@@ -122,7 +129,7 @@ class Program:
         """
         if config == self.config:
             return
-        mine, theirs = _flat(self.config.to_dict()), _flat(config.to_dict())
+        mine, theirs = _flat(asdict(self.config)), _flat(asdict(config))
         differing = [
             f"{k} = {mine[k]} (machine: {theirs.get(k)})" for k in mine if mine[k] != theirs.get(k)
         ]

@@ -3,7 +3,8 @@
 Word addresses of ``ADDRESS_BITS`` bits, words of 32 bits. The upper bits choose a region: 0 is the
 control registers below, ``1 + unit`` is the instruction memory of a unit (write only), in which
 instruction ``i`` is the ``INSTRUCTION_WORDS`` words from ``i * INSTRUCTION_WORDS`` on, least
-significant word first. ``docs/registers.md`` is checked against this file.
+significant word first. Where programs stream in from external memory, nothing is written there.
+``docs/registers.md`` is checked against this file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ REGION_LOG2 = 17
 #: Deepest instruction memory that fits its region.
 MAX_INSTRUCTIONS = 1 << (REGION_LOG2 - INSTRUCTION_WORDS_LOG2)
 
+#: Bits of an instruction's number where programs stream in from external memory, and of the number behind the last.
+STREAMED_BITS = 24
+
 #: What a machine says it is: "fpgr" in ASCII, and the version of this map.
 MAGIC = 0x66706772
 VERSION = 1
@@ -46,6 +50,7 @@ class Register(IntEnum):
     START = 0x20  # write: 4 words, first instruction of each unit
     STOP = 0x24  # write: 4 words, one past the last instruction of each unit
     TOKENS = 0x28  # write: 4 words, channel[source] as four bytes, destination 0 lowest
+    PROGRAM = 0x2C  # write: 4 words, DRAM row of each unit's instruction 0 in a streamed program
     CYCLES = 0x40  # read: 2 words, low first: cycles of the run
     SATURATED_VECTOR = 0x42  # read: 2 words
     SATURATED_ACCUMULATOR = 0x44  # read: 2 words

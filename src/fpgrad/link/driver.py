@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.errors import ExecutionError, ProgramError
+from fpgrad.isa.area import image
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import RunResult
 from fpgrad.isa.instructions import Unit
@@ -49,6 +50,12 @@ class LinkExecutor:
         """See :class:`fpgrad.isa.executor.Executor`."""
         program.check_machine(self.config)
         self.link.clear()
+        if self.config.control.streamed:
+            firsts, words = image(self.config, {unit: program.words(unit) for unit in Unit})
+            self.link.write_memory(firsts[0], words)
+            self.link.write_registers(Register.PROGRAM, firsts)
+            self._program = program
+            return
         for unit in Unit:
             used = instruction_words(unit)
             for index, packed in enumerate(program.words(unit)):
@@ -78,7 +85,8 @@ class LinkExecutor:
     def run(self, entry: str, steps: int, bases: Sequence[int]) -> RunResult:
         """See :class:`fpgrad.isa.executor.Executor`.
 
-        After a run that did not end the program has to be loaded again.
+        After a run that did not end the program has to be loaded again, and where it streams in from external memory
+        after one that left the data's rows there.
         """
         if self._program is None:
             raise ExecutionError("no program is loaded")
@@ -92,6 +100,9 @@ class LinkExecutor:
         if status & Status.RUNNING:
             self._give_up(status)
         if status & Status.ADDRESS_ERROR:
+            if self.config.control.streamed:
+                # A store may have been to the program, which is behind the data.
+                self._program = None
             rows = self.config.memory.dram_rows
             raise ExecutionError(f"a load or store was outside the {rows} rows of external memory")
         if status & Status.TOKEN_OVERFLOW:

@@ -221,7 +221,7 @@ def _ports(config: MachineConfig) -> str:
         "SIDE": config.side,
         "WORDS": m.dram_words_per_cycle,
         "LATENCY": m.dram_latency,
-        "DRAM_ROWS": m.dram_rows,
+        "DRAM_ROWS": config.external_rows,
         # Of the budget for moving words.
         "BUDGET_GAIN": rate.numerator,
         "BUDGET_BEAT": m.dram_words_per_cycle * rate.denominator,

@@ -55,15 +55,13 @@ class VerilatedLink(Link):
         """See :class:`fpgrad.link.base.Link`."""
         self.close()
         handle = self._c.fpgrad_open()
-        m = self._config.memory
+        rows = self._config.external_rows
         if not handle:
-            raise ExecutionError(
-                f"no memory on this computer for {m.dram_rows} rows of external memory"
-            )
+            raise ExecutionError(f"no memory on this computer for {rows} rows of external memory")
         self._handle = handle
         pointer = self._c.fpgrad_dram(handle)
         self._touched = 0
-        self._dram = np.ctypeslib.as_array(pointer, (m.dram_rows, self._config.side))
+        self._dram = np.ctypeslib.as_array(pointer, (rows, self._config.side))
         self._variables: dict[str, NDArray[Any]] | None = None
 
     def close(self) -> None:
@@ -96,7 +94,9 @@ class VerilatedLink(Link):
     def write_memory(self, row: int, words: NDArray[np.uint32]) -> None:
         """See :class:`fpgrad.link.base.Link`."""
         self._dram[row : row + len(words)] = words
-        self._touched = max(self._touched, row + len(words))
+        # A streamed program behind the data is none.
+        if row < self._config.memory.dram_rows:
+            self._touched = max(self._touched, row + len(words))
 
     def read_memory(self, row: int, rows: int) -> NDArray[np.uint32]:
         """See :class:`fpgrad.link.base.Link`."""
@@ -119,7 +119,7 @@ class VerilatedLink(Link):
 
     @property
     def touched(self) -> int:
-        """Rows of external memory up to the last that host or machine wrote."""
+        """Rows of data in external memory up to the last that host or machine wrote."""
         by_machine = int(self._c.fpgrad_written(self.handle))
         return max(self._touched, -(-by_machine // self._config.side))
 

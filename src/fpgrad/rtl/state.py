@@ -77,6 +77,8 @@ class State:
         try:
             if name == "dram":
                 *outer, lane = at
+                if outer[0] >= self._config.memory.dram_rows:
+                    raise IndexError(f"it has {self._config.memory.dram_rows} rows of data")
                 words = self._link.read_memory(outer[0], 1)
                 words[0, lane] = value
                 self._link.write_memory(outer[0], words)

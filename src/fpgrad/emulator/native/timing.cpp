@@ -18,8 +18,8 @@ class System {
     System(const Program& program, const Entry& entry, std::int64_t steps, const std::vector<std::int64_t>& bases,
            const Clockwork& c)
         : c_(c), memory_(c), reads_(c.cores, ReadPort(c)), writes_(c.cores, WritePort(c)),
-          interconnect_(c, reads_, writes_), exchange_(c), told_(c.cores), sends_(c.cores, false),
-          took_(c.cores, false) {
+          fetches_(c.cores, FetchUnit(c, entry, steps)), interconnect_(c, reads_, writes_), exchange_(c),
+          told_(c.cores), sends_(c.cores, false), took_(c.cores, false) {
         for (std::int64_t core = 0; core < c.cores; ++core)
             cores_.push_back(std::make_unique<Follower>(program, entry, steps, bases, c, core, records_));
     }
@@ -37,8 +37,9 @@ class System {
                 continue;
             }
             std::int64_t next = -1;
-            for (const auto& core : cores_)
-                if (const std::int64_t at = core->earliest(); at >= 0 && (next < 0 || at < next)) next = at;
+            for (std::size_t n = 0; n < cores_.size(); ++n)
+                for (const std::int64_t at : {cores_[n]->earliest(), fetches_[n].earliest(cores_[n]->ahead)})
+                    if (at >= 0 && (next < 0 || at < next)) next = at;
             if (next < 0) break;
             next = std::max(cycle + 1, next);
             memory_.skip(next - cycle - 1);
@@ -53,7 +54,7 @@ class System {
     bool quiet() const {
         if (!memory_.quiet() || !interconnect_.quiet() || !exchange_.quiet()) return false;
         for (std::size_t n = 0; n < cores_.size(); ++n)
-            if (!reads_[n].quiet() || !writes_[n].quiet() || !cores_[n]->load.quiet() || !cores_[n]->store.quiet())
+            if (!reads_[n].quiet() || !writes_[n].quiet() || !fetches_[n].quiet() || !cores_[n]->load.quiet() || !cores_[n]->store.quiet())
                 return false;
         return true;
     }
@@ -66,7 +67,8 @@ class System {
             ReadPort& reads = reads_[n];
             WritePort& writes = writes_[n];
             const Told& told = told_[n];
-            const bool asks = core.load.request() && reads.ready(), tells = core.store.request() && writes.ready();
+            const Burst fetched = fetches_[n].burst();
+            const bool asks = core.load.request() && reads.ready(static_cast<bool>(fetched)), tells = core.store.request() && writes.ready();
             const Request read = asks ? core.load.request() : Request{};
             const Request write = tells ? core.store.request() : Request{};
             const bool beat = reads.there(), sends = core.store.beat() && writes.takes();
@@ -75,9 +77,12 @@ class System {
                 core.step(cycle, {asks, beat, beat && reads.index(), exchange_.there(n, cycle), tells, sends,
                                   writes.written(), static_cast<bool>(sends_[n])});
             took_[n] = moved.took_sum;
-            reads.step(read, moved.pop, told.arready, told.came, told.flag);
+            const bool fetches =
+                fetches_[n].step(cycle, fetched && reads.takes(), told.came && told.flag == FETCHED, core.ahead);
+            if (fetches) core.run_ahead();
+            reads.step(read, fetched, moved.pop, told.arready, told.came, told.flag);
             writes.step(write, sends, told.awready, told.wready, told.bvalid);
-            any |= moved.any || moved.pop || moved.took_sum || sends_[n] || asks || tells || sends;
+            any |= moved.any || fetches || moved.pop || moved.took_sum || sends_[n] || asks || tells || sends;
         }
         exchange_.step(cycle, sends_, took_);
         return any;
@@ -90,6 +95,7 @@ class System {
     ExternalMemory memory_;
     std::vector<ReadPort> reads_;  // of each core
     std::vector<WritePort> writes_;
+    std::vector<FetchUnit> fetches_;
     Interconnect interconnect_;
     ExchangeChain exchange_;
     std::vector<Told> told_;

@@ -19,6 +19,9 @@ struct Clockwork {
     std::int64_t quantise = 0, drain = 0, queue = 0;
     std::int64_t flight = 0, burst = 0, reads_queue = 0, writes = 0, store_queue = 0, link = 0, link_queue = 0,
                  owners = 0;
+    // Of a streamed program: instructions of a burst, bursts on their way, and for each unit the instructions of its
+    // ring, the beats of an instruction, and the number of the entry's first, of which only the place in its burst matters.
+    std::int64_t streamed = 0, fetch_burst = 1, fetch_bursts = 0, ring[UNITS] = {}, slot[UNITS] = {}, phase[UNITS] = {};
 
     template <class F> void visit(F f) {
         f("side", side), f("words", words), f("cores", cores), f("latency", latency), f("beat_cost", beat_cost);
@@ -27,7 +30,12 @@ struct Clockwork {
         f("multiply", multiply), f("visible", visible), f("done", done), f("settle", settle);
         f("quantise", quantise), f("drain", drain), f("queue", queue), f("flight", flight), f("burst", burst);
         f("reads_queue", reads_queue), f("writes", writes), f("store_queue", store_queue), f("link", link);
-        f("link_queue", link_queue), f("owners", owners);
+        f("link_queue", link_queue), f("owners", owners), f("streamed", streamed), f("fetch_burst", fetch_burst);
+        f("fetch_bursts", fetch_bursts);
+        f("ring_load", ring[LOAD]), f("ring_matrix", ring[MATRIX]), f("ring_vector", ring[VECTOR]);
+        f("ring_store", ring[STORE]), f("slot_load", slot[LOAD]), f("slot_matrix", slot[MATRIX]);
+        f("slot_vector", slot[VECTOR]), f("slot_store", slot[STORE]), f("phase_load", phase[LOAD]);
+        f("phase_matrix", phase[MATRIX]), f("phase_vector", phase[VECTOR]), f("phase_store", phase[STORE]);
     }
 };
 

@@ -9,6 +9,7 @@
 #include "instructions.hpp"
 #include "timing.hpp"
 #include "timing_dma.hpp"
+#include "timing_fetch.hpp"
 
 namespace fpgrad {
 
@@ -81,6 +82,7 @@ class Follower {
 
     LoadUnit load;
     StoreUnit store;
+    Ahead ahead[UNITS];  // of a streamed program
 
     // Takes MATRIX and VECTOR as far as they get.
     void run_ahead() {
@@ -156,7 +158,8 @@ class Follower {
     template <class I> std::int64_t tokens_at(int u, const std::vector<I>& list) const {
         const Of& unit = units_[u];
         if (unit.step == steps_ || static_cast<std::int64_t>(unit.flying.size()) == c_.outstanding) return -1;
-        std::int64_t at = c_.offer;
+        std::int64_t at = c_.streamed ? ahead[u].offer() : c_.offer;
+        if (at < 0) return -1;
         const Tokens& wait = list[static_cast<std::size_t>(unit.index)].wait;
         for (int s = 0; s < UNITS; ++s) {
             const auto n = static_cast<std::size_t>(wait.count[s]);
@@ -178,6 +181,7 @@ class Follower {
         for (int s = 0; s < UNITS; ++s)
             channels_[s][u].erase(channels_[s][u].begin(), channels_[s][u].begin() + wait.count[s]);
         unit.flying.push_back({core_, u, unit.index, unit.step, cycle, 0});
+        if (c_.streamed) ahead[u].take(cycle);
         if (++unit.index == entry_.stop[u]) unit.index = entry_.start[u], ++unit.step;
     }
     void finish(int u, std::int64_t cycle) {
@@ -202,7 +206,8 @@ class Follower {
         Of& unit = units_[u];
         if (unit.step == steps_) return false;
         if (!unit.begun) {
-            std::int64_t earliest = unit.issued + 1;
+            std::int64_t earliest = c_.streamed ? ahead[u].offer() : unit.issued + 1;
+            if (earliest < 0) return false;
             if (static_cast<std::int64_t>(unit.ends.size()) == c_.outstanding)
                 earliest = std::max(earliest, unit.ends.front() + 1);
             const Tokens wait = with(u, unit.index, [](const auto& i) { return i.wait; });
@@ -216,6 +221,7 @@ class Follower {
             unit.begun = true;
             const auto at = static_cast<std::size_t>(unit.index);
             u == MATRIX ? begin(program_.matrix[at], earliest, unit) : begin(program_.vector[at], earliest, unit);
+            if (c_.streamed) ahead[u].take(unit.start);
         }
         bool moved = false;
         const auto at = static_cast<std::size_t>(unit.index);

@@ -39,10 +39,14 @@ struct Request {
     explicit operator bool() const { return rows; }
 };
 
+// The flag of a burst of a streamed program.
+constexpr std::uint8_t FETCHED = 2;
+
 // Beats, if there are any; whether they are the request's last, and the request's flag.
 struct Burst {
     std::int64_t beats = 0;
-    bool last = false, flag = false;
+    bool last = false;
+    std::uint8_t flag = 0;
     explicit operator bool() const { return beats; }
 };
 
@@ -80,18 +84,21 @@ class ReadPort {
     bool rready = false;
     bool quiet() const { return ar_.empty() && !splitter_.busy() && beats_.empty() && rready; }
     Burst ar() const { return ar_.empty() ? Burst{} : ar_.front(); }
-    bool ready() const { return splitter_.ready(ar_.size() < SPARE); }
+    // Whether it has room for a burst; whether it is ready for a request beside a fetched burst, which goes first.
+    bool takes() const { return ar_.size() < SPARE; }
+    bool ready(bool fetched) const { return splitter_.ready(takes() && !fetched); }
     bool there() const { return !beats_.empty(); }
     bool index() const { return beats_.front(); }
-    // The unit's request, if the port is ready for it; whether its beat goes; whether its burst does; whether a beat
-    // comes, and its flag.
-    void step(const Request& request, bool pop, bool arready, bool came, bool flag) {
+    // The unit's request, if the port is ready for it, and a fetched burst; whether the unit's beat goes; whether the
+    // burst on AR does; whether a beat comes, and its flag.
+    void step(const Request& request, const Burst& fetched, bool pop, bool arready, bool came, std::uint8_t flag) {
         const std::size_t level = beats_.size();
         if (pop) beats_.pop();
-        if (came) beats_.push(flag);
+        if (came && flag != FETCHED) beats_.push(flag);
         rready = level + rready < room_;
-        const bool leaves = ar_.size() < SPARE;
+        const bool room = takes(), leaves = room && !fetched;
         if (arready && !ar_.empty()) ar_.pop();
+        if (room && fetched) ar_.push(fetched);
         if (leaves && splitter_.busy()) ar_.push(splitter_.burst());
         splitter_.step(leaves, request);
     }

@@ -15,7 +15,8 @@ namespace fpgrad {
 // What external memory does in a cycle: whether a beat is taken on R, its core and its flag; whether it takes the one
 // on W; whether it answers a core's burst of writes.
 struct Answer {
-    bool came = false, flag = false, wready = false, bvalid = false;
+    bool came = false, wready = false, bvalid = false;
+    std::uint8_t flag = 0;
     int core = 0, answered = 0;
 };
 
@@ -67,7 +68,7 @@ class ExternalMemory {
   private:
     struct Read {
         std::int64_t due, beats;
-        bool flag;
+        std::uint8_t flag;
         int core;
     };
     const Clockwork& c_;
@@ -77,7 +78,8 @@ class ExternalMemory {
     std::deque<Read> reads_;
     std::deque<Owned> writes_;
     std::deque<int> answers_;              // whose
-    bool offered_ = false, flag_ = false;  // a beat is on R; its flag
+    bool offered_ = false;                 // a beat is on R
+    std::uint8_t flag_ = 0;                // its flag
     int core_ = 0;                         // and whose it is
 };
 
@@ -90,7 +92,9 @@ class Interconnect {
 
     // What the cores' ports are told in a cycle.
     struct Told {
-        bool arready, came, flag, awready, wready, bvalid;
+        bool arready, came;
+        std::uint8_t flag;
+        bool awready, wready, bvalid;
     };
     bool quiet() const {
         const auto empty = [](const auto& ring) { return ring.empty(); };
@@ -111,7 +115,7 @@ class Interconnect {
         const Answer a = memory.serve(cycle, read, write, writes, r_.size() < SPARE);
         for (int n = 0; n < cores_; ++n) {
             const bool its = !r_.empty() && r_.front().core == n;
-            told[n] = {ar_[n].size() < SPARE, its && reads_[n].rready, its && r_.front().flag,
+            told[n] = {ar_[n].size() < SPARE, its && reads_[n].rready, its ? r_.front().flag : std::uint8_t{0},
                        aw_[n].size() < SPARE, w_[n].size() < SPARE, answered_ == n};
         }
         if (!r_.empty() && reads_[r_.front().core].rready) r_.pop();
@@ -153,7 +157,7 @@ class Interconnect {
         }
     }
     struct Beat {
-        bool flag;
+        std::uint8_t flag;
         int core;
     };
     const int cores_;
