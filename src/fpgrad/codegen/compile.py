@@ -23,6 +23,7 @@ from fpgrad.codegen.housekeeping import (
     place_outside,
     place_persistent,
 )
+from fpgrad.codegen.kernels import convolution_kernels
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
@@ -41,6 +42,12 @@ from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
+
+#: Parts of memory; what is summed in turns may take one.
+PARTS = 6
+
+#: Slices of a kernel that would fill tile memory.
+SLICES = 16
 
 #: How much of vector memory what persists may take where memory is limited; the rest lives outside.
 STATES = 0.4
@@ -118,6 +125,12 @@ def compile_functions(
             keep.add_state(state)
     if machine.limits.rows is not None:
         keep.send_out(int(machine.limits.rows * STATES))
+        keep.few_rows = machine.limits.rows // PARTS
+    if machine.limits.tiles is not None:
+        kernels = {k: n for f in functions.values() for k, n in convolution_kernels(f).items()}
+        keep.few_tiles = machine.limits.tiles // PARTS
+        most = machine.limits.tiles // SLICES
+        keep.send_tiles_out(kernels, int(machine.limits.tiles * STATES), most)
     selected = {name: select(function, keep) for name, function in functions.items()}
     vector_floor, tile_floor = place_persistent(keep)
     outside_first = place_outside(keep, vector_floor, config.cores)
@@ -173,7 +186,8 @@ def compile_functions(
     check_fit(config, need, control)
     near = [s for s in keep.states.values() if not s.buffer.outside]
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in near]
-    symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
+    kernels = [q for q in keep.state_tiles.values() if not q.buffer.outside]
+    symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in kernels]
     for name, selector in selected.items():
         for tensor in (*selector.stored.values(), *selector.quantised.values()):
             symbols += symbols_of(tensor, pieces.get(tensor.buffer), f"{name}: ")

@@ -25,6 +25,7 @@ from fpgrad.codegen.steps import (
     Region,
     TileWalk,
     VectorStep,
+    block_rows,
 )
 from fpgrad.errors import GraphError
 
@@ -239,6 +240,9 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     """
     written = groups(uses.written)
     reads = sorted(uses.read, key=lambda x: x[0])
+    if uses.buffer.slice is not None:
+        everything = Region(uses.buffer, 0, uses.buffer.size - 1)
+        reads = [(i, everything) for i, _ in reads]
     unit = block(
         uses.buffer,
         reduce(gcd, (x for g in written for x in (g.low, g.high + 1)), uses.buffer.size),
@@ -336,8 +340,31 @@ class _Planner:
         for group in self.written:
             until = self.clock.after(group.last, self.cycles(group.size) + self.clock.pace.ahead)
             until = until if until > group.last else len(self.clock.starts) - 1
-            self.plan.moves.append(self.move("store", group, group.last, until))
+            self.plan.moves += self.stores_of(group, until)
         return self.plan
+
+    def stores_of(self, group: Copy, until: int) -> list[Move]:
+        """The stores of a piece of what persists; of a kernel's tiles, one for each tile row of its."""
+        layout = self.buffer.layout
+        if layout is None:
+            return [self.move("store", group, group.last, until)]
+        if group.low % layout.columns or group.size % layout.columns:
+            raise GraphError(f"{self.buffer.name} is written in parts of a tile row")
+        return [
+            Move(
+                group.buffer,
+                "store",
+                self.row + layout.row(m // layout.columns),
+                group.last,
+                until,
+                layout.across,
+                layout.group,
+                layout.block,
+                m - group.low,
+                area=self.area,
+            )
+            for m in range(group.low, group.high + 1, layout.columns)
+        ]
 
     def group(self, r: Region) -> Copy:
         """The piece that a step writes."""
@@ -398,19 +425,17 @@ class _Planner:
 
     def move(self, kind: Literal["load", "store"], copy: Copy, at: int, until: int) -> Move:
         """A transfer of a copy."""
+        part = self.buffer.slice
+        if part is not None:
+            row = (part.kernel.base or 0) + part.row
+            count, size = part.count, part.size
+            return Move(copy.buffer, kind, row, at, until, count, size, part.block, area=self.area)
         where = self.row + copy.low // self.unit * self.block
         count = copy.size // self.unit
         if self.buffer.place == "tile":
             return Move(copy.buffer, kind, where, at, until, count, self.unit, self.block)
         rows = count * self.block
         return Move(copy.buffer, kind, where, at, until, 1, copy.size, rows, area=self.area)
-
-
-def block_rows(place: Place, size: int, side: int) -> int:
-    """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
-    if place == "tile":
-        return -(-size // (4 * side)) + size * side // 4
-    return size // MASK_ROWS if place == "mask" else size
 
 
 def relocated(

@@ -115,6 +115,11 @@ def depends(
                 item.before.setdefault(other, 0)
         for region in step.rows_read(t) + step.tiles_read(t):
             ledger.read.setdefault(region.buffer, []).append((region, item))
+            if region.buffer.slice is not None:
+                kernel = region.buffer.slice.kernel
+                ledger.read.setdefault(kernel, []).append(
+                    (Region(kernel, 0, kernel.size - 1), item)
+                )
         for region in writes:
             ledger.write(region, item)
         if step.op != "pass":

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fpgrad.formats import Function
 from fpgrad.isa.instructions import Alu, Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.kernels import Layout
 
 #: Partial results of a reducing pass.
 WAYS = 4
@@ -33,6 +36,8 @@ class Buffer:
         persistent: keeps its contents from step to step, and between the functions of a program.
         align: ``base`` is a multiple of this (T where the buffer may be read transposed).
         outside: it is in external memory, ``base`` in the image of what persists; the chip has copies of pieces.
+        layout: how its tiles lie there, if it is a kernel.
+        slice: what it is a slice of, that is outside.
     """
 
     name: str
@@ -42,6 +47,27 @@ class Buffer:
     persistent: bool = False
     base: int | None = None
     outside: bool = False
+    layout: Layout | None = None
+    slice: Slice | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a slice of a kernel lies: ``count`` blocks of ``size`` tiles, ``block`` rows of external memory from one to
+    the next, the first one ``row`` rows behind the kernel's own first."""
+
+    kernel: Buffer
+    row: int
+    count: int
+    size: int
+    block: int
+
+
+def block_rows(place: Place, size: int, side: int) -> int:
+    """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
+    if place == "tile":
+        return -(-size // (4 * side)) + size * side // 4
+    return size // MASK_ROWS if place == "mask" else size
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ INSTRUCTION_WORDS = 1 << INSTRUCTION_WORDS_LOG2
 REGION_LOG2 = 17
 
 #: Deepest instruction memory that fits its region.
-MAX_INSTRUCTIONS = 1 << (REGION_LOG2 - INSTRUCTION_WORDS_LOG2)
+MAX_INSTRUCTIONS = 1 << 20
 
 #: What a machine says it is: "fpgr" in ASCII, and the version of this map.
 MAGIC = 0x66706772
