@@ -128,7 +128,6 @@ def compile_functions(
         keep.few_rows = machine.limits.rows // PARTS
     if machine.limits.tiles is not None:
         kernels = {k: n for f in functions.values() for k, n in convolution_kernels(f).items()}
-        keep.few_tiles = machine.limits.tiles // PARTS
         most = machine.limits.tiles // SLICES
         keep.send_tiles_out(kernels, int(machine.limits.tiles * STATES), most)
     selected = {name: select(function, keep) for name, function in functions.items()}

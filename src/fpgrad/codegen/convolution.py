@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
 
+#: Tiles that a turn of a kernel's gradient reads at most, about: they are on the chip at once.
+TURN = 4096
+
 #: Pieces of long sums are a multiple of this.
 EVEN = 32
 
@@ -318,9 +321,8 @@ def conv_weight(selector: Selector, node: Node) -> None:
         )
     ]
     groups: list[list[Turns]] = []
-    # A turn's tiles are there at once, and the next turn's are on their way.
-    room = selector.keep.few_tiles // (qx.grid.j + qy.grid.j)
-    most = max(1, min(selector.keep.terms, room))
+    # The same turns on every chip: the order of additions does not depend on its memory.
+    most = min(selector.keep.terms, max(EVEN, TURN // (qx.grid.j + qy.grid.j)))
     if sum(b.count * b.length for b in some) < per_tap * grid.j:
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)

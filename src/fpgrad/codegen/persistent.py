@@ -32,7 +32,7 @@ class Persistent:
         side: T.
         terms: products that a sum may have without any risk of saturating the accumulators.
         bits: the memory for tensors of zeros and ones.
-        few_rows, few_tiles: rows of vector memory and tiles that a single sum in turns may take.
+        few_rows: rows of vector memory that a single sum in turns may take.
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
     """
@@ -41,7 +41,6 @@ class Persistent:
     terms: int = 128
     bits: Place = "mask"
     few_rows: int = MANY
-    few_tiles: int = MANY
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
