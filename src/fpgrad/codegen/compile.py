@@ -167,8 +167,8 @@ def compile_functions(
 
     control = {u.name.lower(): len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
-        spills = any(steps.moves for steps in lists)
-        octets = any(load.octets for steps in lists for load in steps.loads)
+        spills = any(m.load is None for steps in lists for m in steps.moves)
+        octets = any(load.octets for steps in lists for load in (*steps.loads, *steps.fetches))
         if need.tiles > 1 << TILE_BITS:
             raise MemoryCapacityError(
                 f"the model needs {need.tiles} tiles on the chip, instructions address {1 << TILE_BITS}; use a smaller "

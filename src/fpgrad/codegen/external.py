@@ -46,6 +46,7 @@ PLACES: dict[Place, tuple[Place, Place]] = {
     "tile": ("tile", "tile"),
     "mask": ("mask", "mask"),
     "vector": ("outbox", "inbox"),
+    "inbox": ("inbox", "inbox"),
 }
 
 Mode = Literal["late", "bands", "state"]
@@ -185,7 +186,8 @@ def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
         read = step.tiles_read(side) + step.rows_read(side)
         for regions, writes in ((written, True), (joined(read), False)):
             for r in regions:
-                if r.buffer.place in PLACES and (r.buffer.outside or not r.buffer.persistent):
+                mine = r.buffer.place in PLACES and r.buffer.place != "inbox"
+                if r.buffer.outside or (mine and not r.buffer.persistent):
                     uses = found.setdefault(r.buffer, Uses(r.buffer))
                     (uses.written if writes else uses.read).append((i, r))
     return found
@@ -394,11 +396,23 @@ class _Planner:
             place = PLACES[self.buffer.place][1]
             copy = Copy(low, high, at, i, piece(self.buffer, low, high, place))
             self.copies = [copy, *self.copies[: COPIES - 1]]
-            load = self.move("load", copy, at, i)
-            load.after = [m for m in sources if m.until >= at]
-            self.plan.moves.append(load)
+            for load in self.loads_of(copy, at, i):
+                load.after = [m for m in sources if m.until >= at]
+                self.plan.moves.append(load)
         copy.last = i
         self.plan.reads[i] = copy
+
+    def loads_of(self, copy: Copy, at: int, until: int) -> list[Move]:
+        """What brings a copy."""
+        inputs = self.buffer.loads
+        if not inputs:
+            return [self.move("load", copy, at, until)]
+        found = (load.piece(copy.buffer, copy.low, self.clock.pace.side) for load in inputs)
+        return [
+            Move(copy.buffer, "load", 0, at, until, 1, x.rows, x.rows, load=x)
+            for x in found
+            if x is not None
+        ]
 
     def wanted(self, reads: Sequence[tuple[int, Region]]) -> tuple[int, int]:
         """What to load for a step: what it reads, and what the next steps read with it and is there, in whole blocks."""

@@ -7,7 +7,7 @@ what the function means; any order that keeps the dependencies between buffers m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from fpgrad.formats import Function
@@ -38,6 +38,7 @@ class Buffer:
         outside: it is in external memory, ``base`` in the image of what persists; the chip has copies of pieces.
         layout: how its tiles lie there, if it is a kernel.
         slice: what it is a slice of, that is outside.
+        loads: what brings it from external memory, where the host has put it; pieces of them bring pieces of it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Buffer:
     outside: bool = False
     layout: Layout | None = None
     slice: Slice | None = None
+    loads: list[LoadStep] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class LoadStep:
 
     Args:
         base: name of the base register.
-        groups, rows: samples (or 1), and rows of each.
+        groups, rows: samples (or 1), and rows of each; stride: rows from one to the next (0: ``rows``).
         index: base register of the order of samples, or None for rows that advance with the step.
         first: where in the step's order of samples the groups begin.
         place: where in the buffer; group_stride (0: ``rows``) and row_stride: how groups and rows lie there.
@@ -290,6 +292,25 @@ class LoadStep:
     octets: bool = False
     core_stride: int = 0
     index_core_stride: int = 0
+    stride: int = 0
+
+    def piece(self, buffer: Buffer, low: int, side: int) -> LoadStep | None:
+        """The load of those of its rows that go to rows of its buffer from ``low`` on that ``buffer`` has room for."""
+        each = side * (4 if self.octets else 1)
+        first = max(0, low - self.place) // each
+        end = min(self.rows, (low + buffer.size - self.place) // each)
+        if end <= first:
+            return None
+        place = self.place + first * each - low
+        stride = self.stride or self.rows
+        return replace(
+            self,
+            buffer=buffer,
+            rows=end - first,
+            offset=self.offset + first,
+            place=place,
+            stride=stride,
+        )
 
 
 @dataclass(eq=False)
@@ -330,6 +351,7 @@ class Move:
         row: first row in the area of external memory that ``area`` names.
         count, size: blocks, and rows or tiles in each; block: rows of external memory from one to the next.
         inside: the first row or tile of the buffer that moves.
+        load: how it is loaded if it is an input of the step.
     """
 
     buffer: Buffer
@@ -343,6 +365,7 @@ class Move:
     inside: int = 0
     after: list[Move] = field(default_factory=list)
     area: str = "spill"
+    load: LoadStep | None = None
 
     @property
     def rows(self) -> int:
@@ -352,7 +375,11 @@ class Move:
 
 @dataclass
 class StepList:
-    """Everything one entry of a program does in a step."""
+    """Everything one entry of a program does in a step.
+
+    Args:
+        loads: inputs that come whole. fetches: those that come in pieces, which are among the moves.
+    """
 
     name: str
     steps: list[VectorStep] = field(default_factory=list)
@@ -360,6 +387,7 @@ class StepList:
     stores: list[StoreStep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    fetches: list[LoadStep] = field(default_factory=list)
 
     @property
     def spill_rows(self) -> int:
