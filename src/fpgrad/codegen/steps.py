@@ -7,6 +7,7 @@ what the function means; any order that keeps the dependencies between buffers m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -208,6 +209,7 @@ class VectorStep:
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
     again: bool = False  # made a second time: not before those who read it have all else
+    known: dict[str, list[Region]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.loops = (1,) * (4 - len(self.loops)) + tuple(self.loops)
@@ -224,10 +226,30 @@ class VectorStep:
 
     def rows_read(self, side: int) -> list[Region]:
         """Rows that the vector unit reads."""
-        return [region(v, self.loops, side) for v in self.operands if isinstance(v, Access)]
+        return self._regions("rows read", side, self._rows_read)
 
     def tiles_read(self, side: int) -> list[Region]:
         """Tiles that the matrix unit reads for it."""
+        return self._regions("tiles read", side, self._tiles_read)
+
+    def rows_written(self, side: int) -> list[Region]:
+        """Rows written."""
+        return self._regions("rows written", side, self._rows_written)
+
+    def tiles_written(self, side: int) -> list[Region]:
+        """Tiles written."""
+        return self._regions("tiles written", side, self._tiles_written)
+
+    def _regions(self, what: str, side: int, find: Callable[[int], list[Region]]) -> list[Region]:
+        """Regions are asked for again and again; once they are, a step is not changed any more."""
+        if what not in self.known:
+            self.known[what] = find(side)
+        return self.known[what]
+
+    def _rows_read(self, side: int) -> list[Region]:
+        return [region(v, self.loops, side) for v in self.operands if isinstance(v, Access)]
+
+    def _tiles_read(self, side: int) -> list[Region]:
         m = self.matrix
         if m is None:
             return []
@@ -236,15 +258,13 @@ class VectorStep:
             for w in (m.streamed, m.stationary)
         ]
 
-    def rows_written(self, side: int) -> list[Region]:
-        """Rows written."""
+    def _rows_written(self, side: int) -> list[Region]:
         if self.target is None:
             return []
         inner = min(self.loops[3], WAYS) if self.reduce else self.loops[3]
         return [region(self.target, (*self.loops[:3], inner), side)]
 
-    def tiles_written(self, side: int) -> list[Region]:
-        """Tiles written."""
+    def _tiles_written(self, side: int) -> list[Region]:
         if self.tile is None:
             return []
         n3, n2, n1, n0 = self.loops

@@ -100,6 +100,9 @@ class _Search:
         self.uses = uses_of(steps.steps, pace.side)
         self.clock = Clock(steps.steps, pace)
         self.able = able
+        self.places = {
+            place: [b for b in self.uses if b.place == place and b in able] for place in room
+        }
         self.short: Place = "tile"
         self.held: dict[Buffer, list[tuple[Buffer, int, int]]] = {}
         for buffer in self.uses:
@@ -158,11 +161,12 @@ class _Search:
 
     def relieve(self, place: Place, at: int, excess: int) -> bool:
         """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
-        sizes = {b: n for b in self.uses if b in self.able and (n := self.here(b, place, at))}
+        mine = self.places[place]
+        sizes = {b: n for b in mine if (n := self.here(b, place, at))}
         freed = 0
         for mode in MODES:
             for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
-                if buffer.place != place or self.modes.get(buffer) in (mode, MODES[-1]):
+                if self.modes.get(buffer) in (mode, MODES[-1]):
                     continue
                 before = self.held[buffer]
                 self.held[buffer] = self.holdings(buffer, mode) or before
