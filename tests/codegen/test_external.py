@@ -136,8 +136,8 @@ def test_kernels_and_inputs_come_in_pieces(cores, monkeypatch):
     monkeypatch.setattr(convolution, "TURN", 200)
     fs, machine, free = built("kernels", cores)
     program = compile_functions(fs, limited(machine, free, 0.6, 0.08, 0))
-    sliced = {s.name for s in program.symbols if s.memory == "tile"}
-    assert "conv5/kernel" in {s.name for s in free.symbols if s.memory == "tile"} - sliced
+    sliced = {s.name for s in program.symbols if s.space == "tile"}
+    assert "conv5/kernel" in {s.name for s in free.symbols if s.space == "tile"} - sliced
     assert any(i.gather and i.source.offset for i in program.units[Unit.LOAD])
     net = NETS["kernels"]()
     results = [trained(p, net, EmulatorExecutor(p.config)) for p in (program, free)]

@@ -31,6 +31,7 @@ from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.codegen.stream import Limits, fit
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -42,6 +43,12 @@ from fpgrad.isa.registers import MAX_INSTRUCTIONS
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
+
+#: What is left free for places that do not fit each other: more where what was planned takes too much.
+SPARE = (0, 1 / 16, 1 / 8, 1 / 4)
+
+#: Steps of a long list.
+MANY = 3000
 
 #: Parts of memory; what is summed in turns may take one.
 PARTS = 6
@@ -148,19 +155,25 @@ def compile_functions(
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
-        order = best_order(steps, config, room)
+        # Several orders of a long list take long to make: begin with one for much that is outside.
+        many = len(steps.steps) > MANY and machine.limits != Limits()
+        first = None if many else best_order(steps, config, room)
         divided = divide(steps, config.side)
+        reorder = partial(order_with, steps, config, room, pace)
         selection = steps.steps
-        steps.steps = [selection[i] for i in order]
-        reorder = partial(order_with, steps, selection, config, room, pace)
-        outside = fit(steps, selection, floors, machine.limits, pace, reorder)
+        for spare in SPARE[many:]:
+            steps.steps = selection
+            outside = fit(steps, first, floors, machine.limits.less(spare), pace, reorder)
+            taken = allocate(steps, vector_floor, tile_floor)
+            if machine.limits.hold(taken.tiles, taken.vector_rows, taken.mask_rows):
+                break
+        need = need.join(taken)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
     chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
     house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
-        unchanged = partial(order_with, steps, steps.steps, config, 0, pace)
-        fit(steps, steps.steps, floors, Limits(), pace, unchanged)
-    for steps in (*lists, *house):
+        order = Timeline.in_turn(steps.steps, config.side)
+        fit(steps, order, floors, Limits(), pace, partial(unchanged, order))
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
         entries[steps.name] = emitter.entry(steps, scalar_index(functions.get(steps.name)))
@@ -205,40 +218,45 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig, room: int) -> list[int]:
+def best_order(steps: StepList, config: MachineConfig, room: int) -> Timeline:
     """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles; with
     about ``room`` rows of sums on their way at once."""
     side, queue = config.side, config.matrix.queue_rows
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, sums)[0]
-    whole, halves = steps.steps, split(steps).steps
-    best, cycles = schedule(whole, side, queue, soonest_first, sums)
+        return schedule(steps.steps, side, queue, products_first, sums)
+    halves = split(steps).steps
+    best = schedule(steps.steps, side, queue, soonest_first, sums)
     for policy in (soonest_first, products_first):
-        order, fewer = schedule(halves, side, queue, policy, sums)
-        if fewer < cycles - cycles // 100:
-            steps.steps, best, cycles = halves, order, fewer
+        other = schedule(halves, side, queue, policy, sums)
+        if other.cycles < best.cycles - best.cycles // 100:
+            steps.steps, best = halves, other
     return best
+
+
+def unchanged(order: Timeline, selection: list[VectorStep], far: Collection[Buffer]) -> Timeline:
+    """The order as it was, whatever is outside."""
+    del selection, far
+    return order
 
 
 def order_with(
     steps: StepList,
-    selection: list[VectorStep],
     config: MachineConfig,
     room: int,
     pace: Pace,
+    selection: list[VectorStep],
     far: Collection[Buffer],
-) -> list[VectorStep]:
-    """Steps in an order in which what is read of some tensors has the time to come back from external memory.
+) -> Timeline:
+    """An order in which what is read of some tensors has the time to come back from external memory.
 
     Args:
-        selection: the steps in the order of selection.
         room: see :func:`best_order`.
+        selection: the steps in the order of selection.
     """
     distance = {b: 2 * pace.cycles(b.place, band_rows(b)) + pace.ahead for b in far}
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
-    order, _ = schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
-    return [selection[i] for i in order]
+    return schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:

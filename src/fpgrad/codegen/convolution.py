@@ -56,7 +56,8 @@ class Band:
 
     def part(self, first: int, count: int) -> Band:
         """Some of the output tiles of a band in which all depend on the same input tiles."""
-        assert not self.step and self.j <= first and first + count <= self.j + self.count
+        assert not self.step
+        assert self.j <= first <= first + count <= self.j + self.count
         return replace(self, j=first, count=count)
 
     def pieces(self, most: int) -> Iterator[Band]:

@@ -8,7 +8,7 @@ no directory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -27,7 +27,9 @@ from fpgrad.codegen.steps import (
     VectorStep,
     block_rows,
 )
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import GraphError
+from fpgrad.isa.instructions import COUNT_BITS
 
 #: Tiles' worth of cycles that a load is begun ahead of its first use, besides those that it takes.
 AHEAD = BAND
@@ -37,6 +39,9 @@ NEAR = 40
 
 #: Copies of one tensor that are kept at a time.
 COPIES = 3
+
+#: Rows that one group of a transfer has at most.
+MOST = (1 << COUNT_BITS) - 1
 
 #: Tiles of a block, at least.
 BLOCK = 16
@@ -160,22 +165,24 @@ class Pace:
 
 
 class Clock:
-    """Estimated cycles at which steps begin."""
+    """When steps are estimated to run."""
 
-    def __init__(self, steps: Sequence[VectorStep], pace: Pace) -> None:
-        self.pace, side = pace, pace.side
-        self.starts = [0]
-        for step in steps:
-            products = 0 if step.matrix is None else step.matrix.products
-            self.starts.append(self.starts[-1] + max(step.rows, products * side))
+    def __init__(self, timeline: Timeline, pace: Pace) -> None:
+        self.timeline, self.pace = timeline, pace
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return len(self.timeline.order)
 
     def before(self, step: int, cycles: int) -> int:
-        """The last step that begins so many cycles before another."""
-        return max(0, bisect_left(self.starts, self.starts[step] - cycles) - 1)
+        """The last step before which all others end so many cycles before a step begins to read."""
+        return min(step, bisect_right(self.timeline.ends, self.timeline.needs[step] - cycles))
 
     def after(self, step: int, cycles: int) -> int:
         """The first step that begins so many cycles after another has ended."""
-        return min(len(self.starts) - 2, bisect_left(self.starts, self.starts[step + 1] + cycles))
+        starts = self.timeline.starts
+        return min(self.steps - 1, bisect_left(starts, self.timeline.ends[step] + cycles))
 
 
 def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
@@ -341,7 +348,7 @@ class _Planner:
             self.read(reads[n:])
         for group in self.written:
             until = self.clock.after(group.last, self.cycles(group.size) + self.clock.pace.ahead)
-            until = until if until > group.last else len(self.clock.starts) - 1
+            until = until if until > group.last else self.clock.steps
             self.plan.moves += self.stores_of(group, until)
         return self.plan
 
@@ -448,8 +455,11 @@ class _Planner:
         count = copy.size // self.unit
         if self.buffer.place == "tile":
             return Move(copy.buffer, kind, where, at, until, count, self.unit, self.block)
+        # As few parts as instructions can count the rows of.
         rows = count * self.block
-        return Move(copy.buffer, kind, where, at, until, 1, copy.size, rows, area=self.area)
+        parts = next(n for n in range(-(-rows // MOST), rows + 1) if rows % n == copy.size % n == 0)
+        size, block = copy.size // parts, rows // parts
+        return Move(copy.buffer, kind, where, at, until, parts, size, block, area=self.area)
 
 
 def relocated(

@@ -19,7 +19,6 @@ from fpgrad.errors import GraphError
 from fpgrad.graph import ALL_SUM, OPS, Function, Node
 from fpgrad.graph.window import taps
 
-
 #: More than any machine has.
 MANY = 1 << 40
 
