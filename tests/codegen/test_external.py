@@ -135,7 +135,7 @@ def test_same_bits_with_less_room(name, cores, tiles, rows, masks, kinds):
 def test_kernels_and_inputs_come_in_pieces(cores, monkeypatch):
     monkeypatch.setattr(convolution, "TURN", 200)
     fs, machine, free = built("kernels", cores)
-    program = compile_functions(fs, limited(machine, free, 0.6, 0.08, 0))
+    program = compile_functions(fs, limited(machine, free, 0.8, 0.08, 0))
     sliced = {s.name for s in program.symbols if s.space == "tile"}
     assert "conv5/kernel" in {s.name for s in free.symbols if s.space == "tile"} - sliced
     assert any(i.gather and i.source.offset for i in program.units[Unit.LOAD])

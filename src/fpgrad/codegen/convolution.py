@@ -235,15 +235,22 @@ def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
     return stored, VectorStep(selector.loops(grid), Source.ACC, target=target)
 
 
+def turn_of(selector: Selector, tiles: int) -> int:
+    """Products of a turn that reads so many tiles for each: the same on every chip, so that the order of additions does
+    not depend on its memory."""
+    return min(selector.keep.terms, max(EVEN, TURN // tiles))
+
+
 def long_product(selector: Selector, node: Node) -> None:
     """A matmul or conv whose sums have more products than the accumulators take."""
     _, whole = rows_of(selector, node)
     if node.op == "conv":
         passes = conv_passes(selector, node, whole)
+        most = selector.keep.terms
     else:
         whole.matrix = product(selector, node)
-        passes = banded(whole)
-    most = selector.keep.terms
+        _, m, j = whole.matrix.outputs
+        passes, most = banded(whole), turn_of(selector, m + j)
     turns = [[s] if s.matrix is None else list(shorter(s, most)) for s in passes]
     accumulate(selector, node, [[some] for some in turns])
 
@@ -322,8 +329,7 @@ def conv_weight(selector: Selector, node: Node) -> None:
         )
     ]
     groups: list[list[Turns]] = []
-    # The same turns on every chip: the order of additions does not depend on its memory.
-    most = min(selector.keep.terms, max(EVEN, TURN // (qx.grid.j + qy.grid.j)))
+    most = turn_of(selector, qx.grid.j + qy.grid.j)
     if sum(b.count * b.length for b in some) < per_tap * grid.j:
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)
