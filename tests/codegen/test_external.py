@@ -134,6 +134,7 @@ def test_same_bits_with_less_room(name, cores, tiles, rows, masks, kinds):
 @pytest.mark.parametrize("cores", [1, 2])
 def test_kernels_and_inputs_come_in_pieces(cores, monkeypatch):
     monkeypatch.setattr(convolution, "TURN", 200)
+    monkeypatch.setattr("fpgrad.codegen.compile.STATES", 0.05)
     fs, machine, free = built("kernels", cores)
     program = compile_functions(fs, limited(machine, free, 0.8, 0.08, 0))
     sliced = {s.name for s in program.symbols if s.space == "tile"}

@@ -30,7 +30,7 @@ from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
-from fpgrad.codegen.stream import Limits, fit
+from fpgrad.codegen.stream import Limits, begin, fit
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import ConfigError, GraphError, MemoryCapacityError
 from fpgrad.formats import Function
@@ -155,6 +155,7 @@ def compile_functions(
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
+        begin(steps)
         # Several orders of a long list take long to make: begin with one for much that is outside.
         many = len(steps.steps) > MANY and machine.limits != Limits()
         first = None if many else best_order(steps, config, room)
@@ -172,6 +173,7 @@ def compile_functions(
     chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
     house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
+        begin(steps)
         order = Timeline.in_turn(steps.steps, config.side)
         fit(steps, order, floors, Limits(), pace, partial(unchanged, order))
         need = need.join(allocate(steps, vector_floor, tile_floor))

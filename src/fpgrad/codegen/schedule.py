@@ -135,7 +135,7 @@ def depends(
                 ledger.note_read(Region(kernel, 0, kernel.size - 1), item)
         for region in writes:
             ledger.note_write(region, item)
-        if step.op != "pass":
+        if step.op != "pass" or step.first:
             prologue.append(item)
         else:
             for p in prologue:

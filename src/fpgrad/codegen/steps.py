@@ -209,6 +209,7 @@ class VectorStep:
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
     again: bool = False  # made a second time: not before those who read it have all else
+    first: bool = False  # before all others
     known: dict[str, list[Region]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.external import Clock, Mode, Pace, Plan, plan, relocated, uses_of
-from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import MemoryCapacityError
+from fpgrad.isa.instructions import Source
 
 #: What may be outside, from the least traffic to the most.
 MODES: tuple[Mode, ...] = ("late", "bands")
@@ -49,6 +50,18 @@ class Limits:
             "tile": self.tiles, "vector": self.rows, "mask": self.masks
         }  # fmt: skip
         return {place: n for place, n in limits.items() if n is not None}
+
+
+def begin(steps: StepList) -> None:
+    """Where something persists outside or comes in pieces, put a pass before all others.
+
+    A load goes behind a pass of its own step, so that it comes after all that the step before has stored.
+    """
+    if any(b.outside for step in steps.steps for b in step.reads()):
+        row = Buffer("start", "vector", 1)
+        start = VectorStep((1, 1, 1), Source.ZERO, target=Access(row), first=True)
+        start.layer, start.phase, start.text = "step", "forward", "start"
+        steps.steps = [start, *steps.steps]
 
 
 def fit(
