@@ -14,6 +14,7 @@ from tests.codegen.test_maps import Net, narrow
 from tests.programs import places
 from tests.programs.disorder import DisorderlyReference
 
+from fpgrad.codegen import convolution
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.emulator import EmulatorExecutor
 from fpgrad.errors import MemoryCapacityError
@@ -36,7 +37,14 @@ def maps(n: int, size: int, norm: bool = False) -> Net:
     return net.relu().dense(3)
 
 
+def kernels(n: int, size: int) -> Net:
+    """Kernels that are larger than the maps."""
+    net = Net(n, size, size, 3).folded(8).norm().relu().conv(24).pool("max").relu()
+    return net.conv(40).norm().relu().conv(24).relu().dense(3)
+
+
 NETS = {
+    "kernels": lambda: kernels(4, 12),
     "maps": lambda: maps(4, 16),
     "two sample tiles": lambda: maps(8, 12),
     "tiles of 16": lambda: maps(16, 24),
@@ -119,6 +127,20 @@ def test_same_bits_with_less_room(name, cores, tiles, rows, masks, kinds):
         assert limit is None or used <= limit
     assert moved(program) >= kinds
     net = NETS[name]()
+    results = [trained(p, net, EmulatorExecutor(p.config)) for p in (program, free)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_kernels_and_inputs_come_in_pieces(cores, monkeypatch):
+    monkeypatch.setattr(convolution, "TURN", 200)
+    monkeypatch.setattr("fpgrad.codegen.compile.STATES", 0.05)
+    fs, machine, free = built("kernels", cores)
+    program = compile_functions(fs, limited(machine, free, 0.8, 0.08, 0))
+    sliced = {s.name for s in program.symbols if s.space == "tile"}
+    assert "conv5/kernel" in {s.name for s in free.symbols if s.space == "tile"} - sliced
+    assert any(i.gather and i.source.offset for i in program.units[Unit.LOAD])
+    net = NETS["kernels"]()
     results = [trained(p, net, EmulatorExecutor(p.config)) for p in (program, free)]
     assert results[0] == results[1]
 

@@ -11,8 +11,8 @@ from fpgrad.emulator.timing import PIPELINE
 from fpgrad.gateware.axi import READS_QUEUE, WRITES
 from fpgrad.gateware.dma import IN_FLIGHT
 from fpgrad.gateware.exchange import LINK_LATENCY, LINK_QUEUE
-from fpgrad.gateware.interconnect import OWNERS
 from fpgrad.gateware.fetch import BURSTS
+from fpgrad.gateware.interconnect import OWNERS
 from fpgrad.gateware.issue import SETTLE, write_latency
 from fpgrad.gateware.matrix import drain_latency
 from fpgrad.gateware.memory import WRITE_LATENCY

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fpgrad.codegen.exchange import sum_spans
 from fpgrad.codegen.steps import Buffer, StepList, VectorStep
 
@@ -60,24 +63,26 @@ def place(spans: dict[Buffer, tuple[int, int]], floor: int) -> int:
     Two buffers may share a place only when one's last use comes before the other's first: a pass never writes
     where it reads another tensor.
     """
-    placed: list[Buffer] = []
+    order = sorted(spans, key=lambda b: (-b.size, spans[b]))
+    first, last = (np.array([spans[b][i] for b in order], np.int64) for i in (0, 1))
+    low, high = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
     end = floor
-    for buffer in sorted(spans, key=lambda b: (-b.size, spans[b])):
-        first, last = spans[buffer]
-        rivals = sorted(
-            (b.base or 0, (b.base or 0) + b.size)
-            for b in placed
-            if spans[b][0] <= last and spans[b][1] >= first
-        )
-        at = align_up(floor, buffer.align)
-        for low, high in rivals:
-            if at + buffer.size <= low:
-                break
-            at = max(at, align_up(high, buffer.align))
-        buffer.base = at
-        placed.append(buffer)
+    for n, buffer in enumerate(order):
+        rivals = np.flatnonzero((first[:n] <= last[n]) & (last[:n] >= first[n]))
+        rivals = rivals[np.argsort(low[rivals], kind="stable")]
+        at = lowest(low[rivals], high[rivals], floor, buffer)
+        buffer.base, low[n], high[n] = at, at, at + buffer.size
         end = max(end, at + buffer.size)
     return end
+
+
+def lowest(low: NDArray[np.int64], high: NDArray[np.int64], floor: int, buffer: Buffer) -> int:
+    """The lowest place for a buffer beside others, which lie from ``low`` to ``high``, by ``low``."""
+    align = buffer.align
+    tops = np.maximum.accumulate(np.concatenate([[floor], high]))
+    starts = -(-tops // align) * align
+    fitting = np.flatnonzero(starts[:-1] + buffer.size <= low)
+    return int(starts[fitting[0]] if len(fitting) else starts[-1])
 
 
 def spans_of(steps: StepList) -> dict[Buffer, tuple[int, int]]:

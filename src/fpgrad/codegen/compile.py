@@ -24,13 +24,15 @@ from fpgrad.codegen.housekeeping import (
     place_outside,
     place_persistent,
 )
+from fpgrad.codegen.kernels import convolution_kernels
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
-from fpgrad.codegen.stream import Limits, fit
+from fpgrad.codegen.stream import Limits, begin, fit
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -41,6 +43,18 @@ from fpgrad.isa.program import Entry, Program, Symbol
 
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
+
+#: What is left free for places that do not fit each other: more where what was planned takes too much.
+SPARE = (0, 1 / 16, 1 / 8, 1 / 4)
+
+#: Steps of a long list.
+MANY = 3000
+
+#: Parts of memory; what is summed in turns may take one.
+PARTS = 6
+
+#: Slices of a kernel that would fill tile memory.
+SLICES = 16
 
 #: How much of vector memory what persists may take where memory is limited; the rest lives outside.
 STATES = 0.4
@@ -122,6 +136,11 @@ def compile_functions(
             keep.add_state(state)
     if machine.limits.rows is not None:
         keep.send_out(int(machine.limits.rows * STATES))
+        keep.few_rows = machine.limits.rows // PARTS
+    if machine.limits.tiles is not None:
+        kernels = {k: n for f in functions.values() for k, n in convolution_kernels(f).items()}
+        most = machine.limits.tiles // SLICES
+        keep.send_tiles_out(kernels, int(machine.limits.tiles * STATES), most)
     selected = {name: select(function, keep) for name, function in functions.items()}
     vector_floor, tile_floor = place_persistent(keep)
     outside_first = place_outside(keep, vector_floor, config.cores)
@@ -140,27 +159,35 @@ def compile_functions(
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
-        order = best_order(steps, config, room)
+        begin(steps)
+        # Several orders of a long list take long to make: begin with one for much that is outside.
+        many = len(steps.steps) > MANY and machine.limits != Limits()
+        first = None if many else best_order(steps, config, room)
         divided = divide(steps, config.side)
+        reorder = partial(order_with, steps, config, room, pace)
         selection = steps.steps
-        steps.steps = [selection[i] for i in order]
-        reorder = partial(order_with, steps, selection, config, room, pace)
-        outside = fit(steps, selection, floors, machine.limits, pace, reorder)
+        for spare in SPARE[many:]:
+            steps.steps = selection
+            outside = fit(steps, first, floors, machine.limits.less(spare), pace, reorder)
+            taken = allocate(steps, vector_floor, tile_floor)
+            if machine.limits.hold(taken.tiles, taken.vector_rows, taken.mask_rows):
+                break
+        need = need.join(taken)
         pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
     chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
     house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
-        unchanged = partial(order_with, steps, steps.steps, config, 0, pace)
-        fit(steps, steps.steps, floors, Limits(), pace, unchanged)
-    for steps in (*lists, *house):
+        begin(steps)
+        order = Timeline.in_turn(steps.steps, config.side)
+        fit(steps, order, floors, Limits(), pace, partial(unchanged, order))
         need = need.join(allocate(steps, vector_floor, tile_floor))
     for steps in (*lists, *house):
         entries[steps.name] = emitter.entry(steps, scalar_index(functions.get(steps.name)))
 
     counts = {u: len(emitter.units[u]) for u in Unit}
     if not machine.fixed:
-        spills = any(steps.moves for steps in lists)
-        octets = any(load.octets for steps in lists for load in steps.loads)
+        spills = any(m.load is None for steps in lists for m in steps.moves)
+        octets = any(load.octets for steps in lists for load in (*steps.loads, *steps.fetches))
         if need.tiles > 1 << TILE_BITS:
             raise MemoryCapacityError(
                 f"the model needs {need.tiles} tiles on the chip, instructions address {1 << TILE_BITS}; use a smaller "
@@ -178,7 +205,8 @@ def compile_functions(
     check_memories(config, counts)
     near = [s for s in keep.states.values() if not s.buffer.outside]
     symbols = [symbol(s.buffer, s.grid, s.kind) for s in near]
-    symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in keep.state_tiles.values()]
+    kernels = [q for q in keep.state_tiles.values() if not q.buffer.outside]
+    symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in kernels]
     for name, selector in selected.items():
         for tensor in (*selector.stored.values(), *selector.quantised.values()):
             symbols += symbols_of(tensor, pieces.get(tensor.buffer), f"{name}: ")
@@ -197,40 +225,45 @@ def has_maps(functions: Iterable[GraphFunction]) -> bool:
     return any(node.op == "conv" for function in functions for node in function.nodes())
 
 
-def best_order(steps: StepList, config: MachineConfig, room: int) -> list[int]:
+def best_order(steps: StepList, config: MachineConfig, room: int) -> Timeline:
     """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles; with
     about ``room`` rows of sums on their way at once."""
     side, queue = config.side, config.matrix.queue_rows
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
     if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, sums)[0]
-    whole, halves = steps.steps, split(steps).steps
-    best, cycles = schedule(whole, side, queue, soonest_first, sums)
+        return schedule(steps.steps, side, queue, products_first, sums)
+    halves = split(steps).steps
+    best = schedule(steps.steps, side, queue, soonest_first, sums)
     for policy in (soonest_first, products_first):
-        order, fewer = schedule(halves, side, queue, policy, sums)
-        if fewer < cycles - cycles // 100:
-            steps.steps, best, cycles = halves, order, fewer
+        other = schedule(halves, side, queue, policy, sums)
+        if other.cycles < best.cycles - best.cycles // 100:
+            steps.steps, best = halves, other
     return best
+
+
+def unchanged(order: Timeline, selection: list[VectorStep], far: Collection[Buffer]) -> Timeline:
+    """The order as it was, whatever is outside."""
+    del selection, far
+    return order
 
 
 def order_with(
     steps: StepList,
-    selection: list[VectorStep],
     config: MachineConfig,
     room: int,
     pace: Pace,
+    selection: list[VectorStep],
     far: Collection[Buffer],
-) -> list[VectorStep]:
-    """Steps in an order in which what is read of some tensors has the time to come back from external memory.
+) -> Timeline:
+    """An order in which what is read of some tensors has the time to come back from external memory.
 
     Args:
-        selection: the steps in the order of selection.
         room: see :func:`best_order`.
+        selection: the steps in the order of selection.
     """
     distance = {b: 2 * pace.cycles(b.place, band_rows(b)) + pace.ahead for b in far}
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
-    order, _ = schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
-    return [selection[i] for i in order]
+    return schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:

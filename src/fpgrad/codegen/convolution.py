@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
+from itertools import product as product_of
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.geometry import (
+    BAND,
     Region,
     across,
     banded,
@@ -21,9 +24,10 @@ from fpgrad.codegen.geometry import (
     restricted,
     tap_segments,
 )
+from fpgrad.codegen.kernels import Part, whole
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.products import product
-from fpgrad.codegen.steps import Access, MatrixStep, TileWalk, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, MatrixStep, TileWalk, VectorStep
 from fpgrad.codegen.storage import Quantised, Stored, ceil_div
 from fpgrad.errors import GraphError
 from fpgrad.graph import Node
@@ -32,6 +36,9 @@ from fpgrad.isa.instructions import Alu, Source
 if TYPE_CHECKING:
     from fpgrad.codegen.select import Selector
 
+
+#: Tiles that a turn of a kernel's gradient reads at most, about: they are on the chip at once.
+TURN = 4096
 
 #: Pieces of long sums are a multiple of this.
 EVEN = 32
@@ -47,10 +54,24 @@ class Band:
     length: int
     step: int = 0
 
+    def part(self, first: int, count: int) -> Band:
+        """Some of the output tiles of a band in which all depend on the same input tiles."""
+        assert not self.step
+        assert self.j <= first <= first + count <= self.j + self.count
+        return replace(self, j=first, count=count)
+
+    def pieces(self, most: int) -> Iterator[Band]:
+        """The band in parts of at most so many of its input tiles, if all outputs depend on the same."""
+        most = self.length if self.step else most
+        for first in range(0, self.length, most):
+            yield replace(self, i=self.i + first, length=min(most, self.length - first))
+
     def macs(self, channels_in: int, channels_out: int, groups: int, side: int) -> int:
         """Multiplications that the model asks for, of one sample, position and tap."""
         out = min(channels_out, (self.j + self.count) * side) - self.j * side
-        return out * (channels_in // groups)
+        if groups > 1:
+            return out * (channels_in // groups)
+        return out * (min(channels_in, (self.i + self.length) * side) - self.i * side)
 
 
 def bands(channels_in: int, channels_out: int, groups: int, side: int) -> list[Band]:
@@ -77,28 +98,6 @@ def bands(channels_in: int, channels_out: int, groups: int, side: int) -> list[B
     return found
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """Where the tiles of a kernel are: ``((tap*rows) + row)*columns + column``; by inputs and outputs."""
-
-    walk: Access
-    taps_across: int
-    tap: int
-    i: int
-    j: int
-
-    @classmethod
-    def of(cls, q: Quantised, node: Node) -> Kernel:
-        """The kernel operand of a conv."""
-        h, w = node.attrs["windows"]
-        columns = q.grid.j
-        block = q.grid.tile_count // (h.taps * w.taps)
-        flipped = bool(node.attrs["transposed_weights"])
-        i, j = (1, columns) if flipped else (columns, 1)
-        walk = Access(q.buffer, transposed=flipped != q.transposed)
-        return cls(walk, w.taps, block, i, j)
-
-
 def terms(node: Node, side: int) -> int:
     """Products in the longest sum of a conv."""
     h, w = node.attrs["windows"]
@@ -108,35 +107,38 @@ def terms(node: Node, side: int) -> int:
 
 
 def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[VectorStep]:
-    """A pass over the result of a conv, whose rows it takes, as one for each region with its products."""
+    """A pass over the result of a conv, whose rows it takes, as one for each region with its products. Where the kernel
+    comes in slices, all regions of a band of rows take their turn with each."""
     x, _ = node.inputs
     qx, qw = (selector.tiles_of(n) for n in node.inputs)
-    kernel = Kernel.of(qw, node)
     grid, t = selector.keep.grid(node), selector.t
-    parts: list[VectorStep] = []
+    sliced = selector.slices(node, qw)
+    kernels = sliced or [whole(qw, node, grid.j)]
+    passes: list[VectorStep] = []
     if grid.kind != "tiles":
         step = by_tile_rows(step)
     channels = (x.shape[1], node.shape[1], node.attrs["groups"])
-    for region in regions(node.attrs["windows"], grid.m, grid.j):
-        here = restricted(step, region)
-        if not region.taps:
-            parts.append(without_product(here))
-            continue
-        for band in bands(*channels, t):
-            part = across(here, band.j, band.count)
-            part.matrix = conv_product(node, region, band, kernel, qx)
-            if grid.kind != "tiles":
-                part.matrix = as_row(part.matrix)
-            part.matrix.useful_macs = (
-                t * region.h.count * region.columns * region.taps * band.macs(*channels, t)
-            )
-            parts.append(part)
-    return parts
+    for _, high in groupby(regions(node.attrs["windows"], grid.m, grid.j), lambda r: r.h):
+        some = list(high)
+        for kernel, region in product_of(kernels, some):
+            here = restricted(step, region)
+            if not region.taps:
+                passes.append(without_product(across(here, kernel.first, kernel.count)))
+                continue
+            for band in bands(*channels, t):
+                mine = band.part(kernel.first, kernel.count) if sliced else band
+                part = across(here, mine.j, mine.count)
+                part.matrix = conv_product(node, region, mine, kernel, qx)
+                if grid.kind != "tiles":
+                    part.matrix = as_row(part.matrix)
+                part.matrix.useful_macs = (
+                    t * region.h.count * region.columns * region.taps * mine.macs(*channels, t)
+                )
+                passes.append(part)
+    return passes
 
 
-def conv_product(
-    node: Node, region: Region, band: Band, kernel: Kernel, qx: Quantised
-) -> MatrixStep:
+def conv_product(node: Node, region: Region, band: Band, kernel: Part, qx: Quantised) -> MatrixStep:
     """The products of one region and one band of channels."""
     h, w, source = region.h, region.w, region.source
     tiles = Access(qx.buffer, s2=qx.grid.j, s1=band.step, offset=band.i, transposed=qx.transposed)
@@ -147,7 +149,7 @@ def conv_product(
     stationary = replace(
         kernel.walk,
         s0=kernel.j + band.step * kernel.i,
-        offset=first + band.j * kernel.j + band.i * kernel.i,
+        offset=kernel.walk.offset + first + band.j * kernel.j + band.i * kernel.i,
     )
     columns = qx.grid.j
     return MatrixStep(
@@ -187,22 +189,37 @@ def without_product(step: VectorStep) -> VectorStep:
 # Sums that are too long for one instruction ------------------------------------------------------
 
 
-def accumulate(selector: Selector, node: Node, parts: list[list[VectorStep]]) -> None:
-    """Passes of one tensor in turns: the first turn writes its rows, later ones add to them.
+Turns = list[VectorStep]
+"""Passes of the same rows, with ACC as operand a and a target, but without tiles: the first writes them, the others add
+to them."""
+
+
+def accumulate(selector: Selector, node: Node, groups: list[list[Turns]]) -> None:
+    """Passes of one tensor in turns.
 
     Args:
-        parts: the turns, each a list of passes with ACC as operand a and a target, but without tiles.
+        groups: of rows that are read together. All take their first turns, then their second: what products read is
+            needed once. Where the rows would fill the chip, one group is finished before the next begins: few rows are
+            there at a time, and what products read is loaded for every group.
     """
-    for turn, steps in enumerate(parts):
-        for step in steps:
-            assert step.target is not None
-            if turn and step.matrix is not None:
-                step.c, step.alu = step.target, Alu.ADD
-            elif turn:
-                continue
-            step.layer, step.phase = layer_of(node), phase_of(node)
-            step.text = node.name or node.op
-            selector.out.steps.append(step)
+    rows = selector.keep.grid(node).row_count
+    so_far = Buffer(f"{node.name} so far", "vector", rows, selector.t)
+    if rows <= selector.keep.few_rows:
+        groups = [[turns for group in groups for turns in group]]
+    for group in groups:
+        for turn, steps in enumerate(zip_longest(*group)):
+            for turns, step in zip(group, steps, strict=True):
+                if step is None:
+                    continue
+                partial = replace(step.target, buffer=so_far)
+                if turn:
+                    step.c, step.alu = partial, Alu.ADD
+                # The tensor's own rows are written once, and may go out then.
+                if turn + 1 < len(turns):
+                    step.target = partial
+                step.layer, step.phase = layer_of(node), phase_of(node)
+                step.text = node.name or node.op
+                selector.out.steps.append(step)
     selector.complete(node)
 
 
@@ -218,22 +235,24 @@ def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
     return stored, VectorStep(selector.loops(grid), Source.ACC, target=target)
 
 
+def turn_of(selector: Selector, tiles: int) -> int:
+    """Products of a turn that reads so many tiles for each: the same on every chip, so that the order of additions does
+    not depend on its memory."""
+    return min(selector.keep.terms, max(EVEN, TURN // tiles))
+
+
 def long_product(selector: Selector, node: Node) -> None:
     """A matmul or conv whose sums have more products than the accumulators take."""
     _, whole = rows_of(selector, node)
     if node.op == "conv":
         passes = conv_passes(selector, node, whole)
+        most = selector.keep.terms
     else:
         whole.matrix = product(selector, node)
-        passes = banded(whole)
-    turns: list[list[VectorStep]] = []
-    for step in passes:
-        pieces = [step] if step.matrix is None else list(shorter(step, selector.keep.terms))
-        for turn, piece in enumerate(pieces):
-            if turn == len(turns):
-                turns.append([])
-            turns[turn].append(piece)
-    accumulate(selector, node, turns)
+        _, m, j = whole.matrix.outputs
+        passes, most = banded(whole), turn_of(selector, m + j)
+    turns = [[s] if s.matrix is None else list(shorter(s, most)) for s in passes]
+    accumulate(selector, node, [[some] for some in turns])
 
 
 def shorter(step: VectorStep, most: int) -> Iterator[VectorStep]:
@@ -295,19 +314,29 @@ def conv_weight(selector: Selector, node: Node) -> None:
     """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``."""
     x, dy = node.inputs
     qx, qy = selector.tiles_of(x), selector.tiles_of(dy)
-    windows, groups = node.attrs["windows"], node.attrs["groups"]
+    windows = node.attrs["windows"]
     grid, t = selector.keep.grid(node), selector.t
     taps = windows[0].taps * windows[1].taps
     per_tap = grid.m // taps
     stored, whole = rows_of(selector, node)
-    some = bands(x.shape[1], dy.shape[1], groups, t)
-    turns: list[list[VectorStep]] = [[]]
+    channels = (x.shape[1], dy.shape[1], node.attrs["groups"])
+    rows = max(BAND * t, selector.keep.few_rows // 4)
+    some = [
+        part
+        for band in bands(*channels, t)
+        for part in band.pieces(
+            max(1, rows // (band.count * t)) if node.attrs["groups"] == 1 else band.length
+        )
+    ]
+    groups: list[list[Turns]] = []
+    most = turn_of(selector, qx.grid.j + qy.grid.j)
     if sum(b.count * b.length for b in some) < per_tap * grid.j:
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)
     output, source = maps(windows, qy.grid.m)
     for tap in range(taps):
         r, s = divmod(tap, windows[1].taps)
+        groups.append([])
         for band in some:
             place = Access(
                 stored.buffer,
@@ -349,24 +378,15 @@ def conv_weight(selector: Selector, node: Node) -> None:
                         layer_of(node),
                         phase_of(node),
                         node.name or "conv_weight",
-                        h.count
-                        * w.count
-                        * output.samples
-                        * t
-                        * band.macs(x.shape[1], dy.shape[1], groups, t),
+                        h.count * w.count * output.samples * t * band.macs(*channels, t),
                     )
                     if grid.columns == 1:
                         matrix = as_row(matrix)
                     elif grid.rows == 1:
                         matrix.rows = 1
-                    pieces += shorter(replace(step, matrix=matrix), selector.keep.terms)
-            if not pieces:
-                pieces = [replace(step, a=Source.ZERO)]
-            for turn, piece in enumerate(pieces):
-                if turn == len(turns):
-                    turns.append([])
-                turns[turn].append(piece)
-    accumulate(selector, node, turns)
+                    pieces += shorter(replace(step, matrix=matrix), most)
+            groups[-1].append(pieces or [replace(step, a=Source.ZERO)])
+    accumulate(selector, node, groups)
 
 
 def _terms(h: int, w: int, across_tiles: int) -> tuple[int, int, int]:

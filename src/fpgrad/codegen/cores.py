@@ -20,7 +20,7 @@ def spread(steps: StepList, cores: int, side: int) -> None:
 
     Of a step's order of samples, seeds and outputs, the rows of core c lie behind those of core c - 1.
     """
-    for load in steps.loads:
+    for load in (*steps.loads, *steps.fetches):
         if load.index is not None:
             rows = load.index_stride or ceil_div(load.groups, side)
             load.index_stride, load.index_core_stride = cores * rows, rows
@@ -32,7 +32,7 @@ def spread(steps: StepList, cores: int, side: int) -> None:
 
 def input_cycles(steps: StepList, config: MachineConfig) -> int:
     """Cycles in which external memory sends all cores the inputs of a step."""
-    rows = sum(load.groups * load.rows for load in steps.loads)
+    rows = sum(load.groups * load.rows for load in (*steps.loads, *steps.fetches))
     return config.cores * rows * config.side // config.memory.dram_words_per_cycle
 
 

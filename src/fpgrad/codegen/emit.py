@@ -17,6 +17,7 @@ from dataclasses import replace
 from fpgrad.codegen.schedule import transposed
 from fpgrad.codegen.steps import (
     Access,
+    Buffer,
     Limit,
     MatrixStep,
     Region,
@@ -124,7 +125,7 @@ class Emitter:
     def matrices(self, steps: StepList, signals: Counts) -> None:
         """Products in the order of the passes that take them, each after the pass that wrote its tiles, or the load
         that brought them back."""
-        written: list[tuple[Region, int]] = []
+        written: dict[Buffer, list[tuple[Region, int]]] = {}
         loaded = {move.until for move in leading_tiles(steps)}
         seen = -1
         for i, step in enumerate(steps.steps):
@@ -132,7 +133,8 @@ class Emitter:
             if m is not None:
                 read = step.tiles_read(self.side)
                 needed = max(
-                    (w for region, w in written if any(region.meets(r) for r in read)), default=-1
+                    (w for r in read for x, w in written.get(r.buffer, ()) if x.meets(r)),
+                    default=-1,
                 )
                 tokens = {}
                 if needed > seen:
@@ -148,7 +150,8 @@ class Emitter:
                     m.text,
                     m.useful_macs,
                 )
-            written.extend((region, i) for region in step.tiles_written(self.side))
+            for r in step.tiles_written(self.side):
+                written.setdefault(r.buffer, []).append((r, i))
 
     # Single instructions ------------------------------------------------------------------------
 

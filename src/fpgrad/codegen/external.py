@@ -8,7 +8,7 @@ no directory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -25,8 +25,11 @@ from fpgrad.codegen.steps import (
     Region,
     TileWalk,
     VectorStep,
+    block_rows,
 )
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import GraphError
+from fpgrad.isa.instructions import COUNT_BITS
 
 #: Tiles' worth of cycles that a load is begun ahead of its first use, besides those that it takes.
 AHEAD = BAND
@@ -37,6 +40,9 @@ NEAR = 40
 #: Copies of one tensor that are kept at a time.
 COPIES = 3
 
+#: Rows that one group of a transfer has at most.
+MOST = (1 << COUNT_BITS) - 1
+
 #: Tiles of a block, at least.
 BLOCK = 16
 
@@ -45,6 +51,7 @@ PLACES: dict[Place, tuple[Place, Place]] = {
     "tile": ("tile", "tile"),
     "mask": ("mask", "mask"),
     "vector": ("outbox", "inbox"),
+    "inbox": ("inbox", "inbox"),
 }
 
 Mode = Literal["late", "bands", "state"]
@@ -158,22 +165,24 @@ class Pace:
 
 
 class Clock:
-    """Estimated cycles at which steps begin."""
+    """When steps are estimated to run."""
 
-    def __init__(self, steps: Sequence[VectorStep], pace: Pace) -> None:
-        self.pace, side = pace, pace.side
-        self.starts = [0]
-        for step in steps:
-            products = 0 if step.matrix is None else step.matrix.products
-            self.starts.append(self.starts[-1] + max(step.rows, products * side))
+    def __init__(self, timeline: Timeline, pace: Pace) -> None:
+        self.timeline, self.pace = timeline, pace
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return len(self.timeline.order)
 
     def before(self, step: int, cycles: int) -> int:
-        """The last step that begins so many cycles before another."""
-        return max(0, bisect_left(self.starts, self.starts[step] - cycles) - 1)
+        """The last step before which all others end so many cycles before a step begins to read."""
+        return min(step, bisect_right(self.timeline.ends, self.timeline.needs[step] - cycles))
 
     def after(self, step: int, cycles: int) -> int:
         """The first step that begins so many cycles after another has ended."""
-        return min(len(self.starts) - 2, bisect_left(self.starts, self.starts[step + 1] + cycles))
+        starts = self.timeline.starts
+        return min(self.steps - 1, bisect_left(starts, self.timeline.ends[step] + cycles))
 
 
 def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
@@ -184,7 +193,8 @@ def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
         read = step.tiles_read(side) + step.rows_read(side)
         for regions, writes in ((written, True), (joined(read), False)):
             for r in regions:
-                if r.buffer.place in PLACES and (r.buffer.outside or not r.buffer.persistent):
+                mine = r.buffer.place in PLACES and r.buffer.place != "inbox"
+                if r.buffer.outside or (mine and not r.buffer.persistent):
                     uses = found.setdefault(r.buffer, Uses(r.buffer))
                     (uses.written if writes else uses.read).append((i, r))
     return found
@@ -239,6 +249,9 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     """
     written = groups(uses.written)
     reads = sorted(uses.read, key=lambda x: x[0])
+    if uses.buffer.slice is not None:
+        everything = Region(uses.buffer, 0, uses.buffer.size - 1)
+        reads = [(i, everything) for i, _ in reads]
     unit = block(
         uses.buffer,
         reduce(gcd, (x for g in written for x in (g.low, g.high + 1)), uses.buffer.size),
@@ -335,9 +348,32 @@ class _Planner:
             self.read(reads[n:])
         for group in self.written:
             until = self.clock.after(group.last, self.cycles(group.size) + self.clock.pace.ahead)
-            until = until if until > group.last else len(self.clock.starts) - 1
-            self.plan.moves.append(self.move("store", group, group.last, until))
+            until = until if until > group.last else self.clock.steps
+            self.plan.moves += self.stores_of(group, until)
         return self.plan
+
+    def stores_of(self, group: Copy, until: int) -> list[Move]:
+        """The stores of a piece of what persists; of a kernel's tiles, one for each tile row of its."""
+        layout = self.buffer.layout
+        if layout is None:
+            return [self.move("store", group, group.last, until)]
+        if group.low % layout.columns or group.size % layout.columns:
+            raise GraphError(f"{self.buffer.name} is written in parts of a tile row")
+        return [
+            Move(
+                group.buffer,
+                "store",
+                self.row + layout.row(m // layout.columns),
+                group.last,
+                until,
+                layout.across,
+                layout.group,
+                layout.block,
+                m - group.low,
+                area=self.area,
+            )
+            for m in range(group.low, group.high + 1, layout.columns)
+        ]
 
     def group(self, r: Region) -> Copy:
         """The piece that a step writes."""
@@ -367,11 +403,23 @@ class _Planner:
             place = PLACES[self.buffer.place][1]
             copy = Copy(low, high, at, i, piece(self.buffer, low, high, place))
             self.copies = [copy, *self.copies[: COPIES - 1]]
-            load = self.move("load", copy, at, i)
-            load.after = [m for m in sources if m.until >= at]
-            self.plan.moves.append(load)
+            for load in self.loads_of(copy, at, i):
+                load.after = [m for m in sources if m.until >= at]
+                self.plan.moves.append(load)
         copy.last = i
         self.plan.reads[i] = copy
+
+    def loads_of(self, copy: Copy, at: int, until: int) -> list[Move]:
+        """What brings a copy."""
+        inputs = self.buffer.loads
+        if not inputs:
+            return [self.move("load", copy, at, until)]
+        found = (load.piece(copy.buffer, copy.low, self.clock.pace.side) for load in inputs)
+        return [
+            Move(copy.buffer, "load", 0, at, until, 1, x.rows, x.rows, load=x)
+            for x in found
+            if x is not None
+        ]
 
     def wanted(self, reads: Sequence[tuple[int, Region]]) -> tuple[int, int]:
         """What to load for a step: what it reads, and what the next steps read with it and is there, in whole blocks."""
@@ -398,19 +446,20 @@ class _Planner:
 
     def move(self, kind: Literal["load", "store"], copy: Copy, at: int, until: int) -> Move:
         """A transfer of a copy."""
+        part = self.buffer.slice
+        if part is not None:
+            row = (part.kernel.base or 0) + part.row
+            count, size = part.count, part.size
+            return Move(copy.buffer, kind, row, at, until, count, size, part.block, area=self.area)
         where = self.row + copy.low // self.unit * self.block
         count = copy.size // self.unit
         if self.buffer.place == "tile":
             return Move(copy.buffer, kind, where, at, until, count, self.unit, self.block)
+        # As few parts as instructions can count the rows of.
         rows = count * self.block
-        return Move(copy.buffer, kind, where, at, until, 1, copy.size, rows, area=self.area)
-
-
-def block_rows(place: Place, size: int, side: int) -> int:
-    """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
-    if place == "tile":
-        return -(-size // (4 * side)) + size * side // 4
-    return size // MASK_ROWS if place == "mask" else size
+        parts = next(n for n in range(-(-rows // MOST), rows + 1) if rows % n == copy.size % n == 0)
+        size, block = copy.size // parts, rows // parts
+        return Move(copy.buffer, kind, where, at, until, parts, size, block, area=self.area)
 
 
 def relocated(

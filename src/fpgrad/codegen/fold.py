@@ -82,7 +82,15 @@ class Folding:
                 match = reduction(node, self.single)
                 self.matches[node] = match
                 self.absorbed.update(match.absorbed)
-        return self.ordered(list(reversed(roots)))
+        return self.ordered(sorted(reversed(roots), key=self.levels().__getitem__))
+
+    def levels(self) -> dict[Node, int]:
+        """The steps of computation behind each node. In their order a kernel's gradient, and its update, come when the
+        layer's cotangent is there, not after those of all layers: what they read can go."""
+        level: dict[Node, int] = {}
+        for node in self.nodes:
+            level[node] = 1 + max((level[x] for x in node.inputs), default=0)
+        return level
 
     def single(self, node: Node) -> bool:
         """Whether a node can be folded into its only user."""

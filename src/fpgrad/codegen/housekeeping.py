@@ -24,7 +24,8 @@ def place_persistent(keep: Persistent) -> tuple[int, int]:
     rows = lay_out(
         [s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side)
     )
-    tiles = lay_out([q.buffer for q in keep.state_tiles.values()])
+    inside = [q.buffer for q in keep.state_tiles.values() if not q.buffer.outside]
+    tiles = lay_out(inside)
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
     return align_up(rows, keep.side), tiles
 
@@ -34,7 +35,10 @@ def place_outside(keep: Persistent, rows: int, cores: int) -> int:
     metrics of other cores than the first. Each core has it for itself, one behind the other; the first one's base."""
     first, size = metric_rows(keep)
     first = align_up(rows if cores == 1 else max(rows, first + cores * size), keep.side)
-    lay_out([keep.states[name].buffer for name in sorted(keep.outside)], first)
+    at = lay_out([keep.states[name].buffer for name in sorted(keep.outside)], first)
+    for buffer, layout in keep.kernels_outside:
+        buffer.base = at
+        at += layout.size
     return first
 
 

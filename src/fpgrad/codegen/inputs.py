@@ -89,8 +89,14 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
     lines = rows * (4 if octets else 1)
     grid = Grid(samples, image.features, t)
     buffer = Buffer(node.name, "inbox", samples // t * lines * t, t)
+    loads = selector.out.loads
+    if buffer.size > selector.keep.few_rows:
+        # It comes in pieces, when they are needed.
+        buffer.outside, buffer.align = True, t * lines // rows
+        loads = selector.out.fetches
+    first = len(loads)
     for m in range(samples // t):
-        selector.out.loads.append(
+        loads.append(
             LoadStep(
                 buffer,
                 node.name,
@@ -105,6 +111,7 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
                 octets=octets,
             )
         )
+    buffer.loads = loads[first:] if buffer.outside else []
     return Stored(buffer, grid, "samples")
 
 

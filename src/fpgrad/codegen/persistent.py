@@ -6,16 +6,21 @@ the whole of it as one image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fpgrad.codegen.kernels import Layout
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
 from fpgrad.graph import ALL_SUM, OPS, Function, Node
 from fpgrad.graph.window import taps
+
+#: More than any machine has.
+MANY = 1 << 40
 
 
 @dataclass
@@ -26,6 +31,7 @@ class Persistent:
         side: T.
         terms: products that a sum may have without any risk of saturating the accumulators.
         bits: the memory for tensors of zeros and ones.
+        few_rows: rows of vector memory that a single sum in turns may take.
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
     """
@@ -33,6 +39,7 @@ class Persistent:
     side: int
     terms: int = 128
     bits: Place = "mask"
+    few_rows: int = MANY
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
@@ -95,10 +102,33 @@ class Persistent:
             self.outside.add(name)
             total -= sizes[name]
 
+    def send_tiles_out(self, kernels: Mapping[str, int], room: int, most: int) -> None:
+        """Let the tiles of the largest kernels live outside, until the others take no more than ``room`` tiles.
+
+        Args:
+            kernels: names of those that can, with their taps.
+            most: tiles of a slice at most, about.
+        """
+        total = sum(q.buffer.size for q in self.state_tiles.values())
+        for name in sorted(kernels, key=lambda name: -self.state_tiles[name].buffer.size):
+            q = self.state_tiles[name]
+            if total <= room:
+                break
+            q.buffer.outside = True
+            q.buffer.layout = Layout.of(q.grid, kernels[name], most)
+            total -= q.buffer.size
+
     @property
     def outside_rows(self) -> int:
-        """Rows of the states that live outside."""
-        return sum(self.states[name].buffer.size for name in self.outside)
+        """Rows of external memory for what persists there."""
+        states = sum(self.states[name].buffer.size for name in self.outside)
+        return states + sum(layout.size for _, layout in self.kernels_outside)
+
+    @property
+    def kernels_outside(self) -> list[tuple[Buffer, Layout]]:
+        """Kernels whose tiles live outside."""
+        buffers = (q.buffer for q in self.state_tiles.values())
+        return [(b, b.layout) for b in buffers if b.layout is not None]
 
     def add_state_tile(self, node: Node) -> Quantised:
         """The quantised tiles of a state."""

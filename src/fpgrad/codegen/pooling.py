@@ -36,7 +36,7 @@ def pool(selector: Selector, node: Node) -> None:
         whole = selector.access(x, grid, walk)
         if grid.kind != "tiles":
             step, whole = by_tile_rows(step), columns(whole)
-        scratch = scratch_of(selector, step, node)
+        scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
         for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
             here = restricted(step, region)
@@ -59,10 +59,8 @@ def walk_of(selector: Selector, x: Node) -> Walk:
     return Walk.TRANSPOSED if selector.place(x).transposed else Walk.NORMAL
 
 
-def scratch_of(selector: Selector, step: VectorStep, node: Node) -> Access:
-    """Rows for what is not the result yet: those of the result itself, if it has any."""
-    if step.target is not None and step.target.buffer.place == "vector":
-        return step.target
+def scratch_of(selector: Selector, node: Node) -> Access:
+    """Rows for what is not the result yet: the result's own are written once, and may go out then."""
     grid, t = selector.keep.grid(node), selector.t
     buffer = Buffer(f"{node.name} so far", "vector", grid.row_count, t)
     if grid.kind != "tiles":
@@ -159,7 +157,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
         if grid.kind != "tiles":
             step = by_tile_rows(step)
             at_x, at_y, at_dy = columns(at_x), columns(at_y), columns(at_dy)
-        scratch = scratch_of(selector, step, node)
+        scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
         for region in regions(windows, grid.m, grid.j, taps_matter=False):
             here = restricted(step, region)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fpgrad.codegen.geometry import band_of
 from fpgrad.codegen.match import Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import WAYS, Access, Buffer, Limit, Value, VectorStep
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Rows that a reducing pass reads, about: longer ones would hold up the products that other passes wait for.
 LONGEST = 2048
+
+#: Rows of partial sums beyond which each pass leaves as few as it can.
+FEW = 4096
 
 ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
 
@@ -187,8 +191,12 @@ def down(
 ) -> None:
     """(N, F) to (1, F), where tiles below each other are far apart: each of their T rows is summed from tile to tile."""
     t = selector.t
-    chunks = ceil_div(grid.m, max(WAYS, LONGEST // (grid.j * t)))
-    partial = Buffer(f"{node.name} partial", "vector", grid.j * chunks * t * WAYS)
+    rows = max(4 * WAYS, LONGEST // (grid.j * t), band_of(grid.tile_count) // grid.j)
+    chunks = ceil_div(grid.m, rows)
+    # Of a large map a chunk's rows are summed at once: few are left of each.
+    at_once = grid.j * chunks * t * WAYS > FEW
+    groups = chunks if at_once else chunks * t
+    partial = Buffer(f"{node.name} partial", "vector", grid.j * groups * WAYS)
 
     def at(v: Value, tiles: int) -> Value:
         if not isinstance(v, Access):
@@ -203,10 +211,19 @@ def down(
             loops, a, b, alu=ALU[node.op], negate_product=m.negate_product, reduce=True
         )
         step.lane_limit = lanes
-        offset = chunk * t * WAYS
-        step.target = Access(partial, s2=chunks * t * WAYS, s1=WAYS, s0=1, offset=offset)
+        if at_once:
+            sums = Buffer(f"{node.name} part", "vector", grid.j * t * WAYS)
+            step.target = Access(sums, s2=t * WAYS, s1=WAYS, s0=1)
+            _emit(selector, node, step)
+            rest = Access(sums, s2=t * WAYS, s0=1)
+            step = VectorStep((grid.j, 1, t * WAYS), rest, alu=ALU[node.op], reduce=True)
+            step.lane_limit = lanes
+            step.target = Access(partial, s2=groups * WAYS, s0=1, offset=chunk * WAYS)
+        else:
+            offset = chunk * t * WAYS
+            step.target = Access(partial, s2=groups * WAYS, s1=WAYS, s0=1, offset=offset)
         _emit(selector, node, step)
-    all_groups(selector, node, partial, (grid.j, chunks * t), lanes)
+    all_groups(selector, node, partial, (grid.j, groups), lanes)
 
 
 def all_groups(

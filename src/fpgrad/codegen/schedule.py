@@ -8,13 +8,15 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fpgrad.codegen.external import groups
 from fpgrad.codegen.flight import Flight, Sums, add_waits
 from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -53,29 +55,42 @@ class Item:
         self.tensor = (self.step.layer, self.step.phase, self.step.text)
 
 
+Note = tuple[int, int, Item]
+"""First and last row, and who touches them."""
+
+
 class Ledger:
     """Who wrote and who read which rows since they were last written whole."""
 
     def __init__(self) -> None:
-        self.written: dict[Buffer, list[tuple[Region, Item]]] = {}
-        self.read: dict[Buffer, list[tuple[Region, Item]]] = {}
+        self.written: dict[Buffer, list[Note]] = {}
+        self.read: dict[Buffer, list[Note]] = {}
 
     def writers(self, region: Region) -> list[Item]:
         """Items that wrote a part of it."""
-        return [i for r, i in self.written.get(region.buffer, ()) if r.meets(region)]
+        low, high = region.low, region.high
+        notes = self.written.get(region.buffer, ())
+        return [item for first, last, item in notes if first <= high and low <= last]
 
     def readers(self, region: Region) -> list[Item]:
         """Items that read a part of it."""
-        return [i for r, i in self.read.get(region.buffer, ()) if r.meets(region)]
+        low, high = region.low, region.high
+        notes = self.read.get(region.buffer, ())
+        return [item for first, last, item in notes if first <= high and low <= last]
 
-    def write(self, region: Region, item: Item) -> None:
+    def note_read(self, region: Region, item: Item) -> None:
+        """Note a read."""
+        self.read.setdefault(region.buffer, []).append((region.low, region.high, item))
+
+    def note_write(self, region: Region, item: Item) -> None:
         """Note a write; it depends on everything it hides."""
+        low, high = region.low, region.high
         for notes in (self.written, self.read):
-            kept = [
-                (r, i) for r, i in notes.get(region.buffer, ()) if not region.covers(r) or i is item
-            ]
-            notes[region.buffer] = kept
-        self.written[region.buffer].append((region, item))
+            if region.buffer in notes:
+                notes[region.buffer] = [
+                    n for n in notes[region.buffer] if n[0] < low or high < n[1] or n[2] is item
+                ]
+        self.written.setdefault(region.buffer, []).append((low, high, item))
 
 
 def depends(
@@ -105,7 +120,7 @@ def depends(
             (step.tiles_read(t), TILE_LATENCY),
         ):
             for region in regions:
-                pieces = [b for b in bands.get(region.buffer, ()) if b.meets(region)] or [region]
+                pieces = met(bands.get(region.buffer, []), region) or [region]
                 away = distance.get(region.buffer, 0) if len(pieces) > 1 else 0
                 for w in (w for piece in pieces for w in ledger.writers(piece)):
                     item.before[w] = max(item.before.get(w, 0), latency + away)
@@ -114,10 +129,13 @@ def depends(
             for other in (*ledger.writers(region), *ledger.readers(region)):
                 item.before.setdefault(other, 0)
         for region in step.rows_read(t) + step.tiles_read(t):
-            ledger.read.setdefault(region.buffer, []).append((region, item))
+            ledger.note_read(region, item)
+            if region.buffer.slice is not None:
+                kernel = region.buffer.slice.kernel
+                ledger.note_read(Region(kernel, 0, kernel.size - 1), item)
         for region in writes:
-            ledger.write(region, item)
-        if step.op != "pass":
+            ledger.note_write(region, item)
+        if step.op != "pass" or step.first:
             prologue.append(item)
         else:
             for p in prologue:
@@ -154,6 +172,12 @@ def bands_of(
             if r.buffer in some:
                 written.setdefault(r.buffer, []).append((i, r))
     return {b: [Region(b, g.low, g.high) for g in groups(w)] for b, w in written.items()}
+
+
+def met(pieces: Sequence[Region], region: Region) -> Sequence[Region]:
+    """Of pieces that lie one behind the other, those that a region has rows of."""
+    first = bisect_left(pieces, region.low, key=lambda r: r.high)
+    return pieces[first : bisect_right(pieces, region.high, key=lambda r: r.low)]
 
 
 def products(step: VectorStep, t: int) -> int:
@@ -198,7 +222,7 @@ def schedule(
     policy: Policy,
     sums: Sums = NO_SUMS,
     distance: Mapping[Buffer, int] = MappingProxyType({}),
-) -> tuple[list[int], int]:
+) -> Timeline:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
     Args:
@@ -206,9 +230,6 @@ def schedule(
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
         sums, distance: see :func:`depends`.
-
-    Returns:
-        the order, as indices of ``steps``, and an estimate of the step's cycles.
     """
     items = depends(steps, t, sums, distance)
     flight = Flight(items, sums)
@@ -223,7 +244,7 @@ def schedule(
     for item in items:
         if not item.before:
             release(item)
-    order: list[int] = []
+    timeline = Timeline()
     while ready:
         # If nothing may go, sums need each other: then they all may.
         able = [item for item in ready if flight.allows(item)] if sums.exchanges else ready
@@ -233,12 +254,13 @@ def schedule(
         best.start, best.end = slot.start, slot.end
         units.vector_free = slot.end
         units.matrix_free = max(units.matrix_free, slot.matrix_end)
-        order.append(best.index)
+        need = slot.matrix_end - best.products if best.products else slot.start
+        timeline.add(best.index, need, slot.start, slot.end)
         for n in best.after:
             waiting[n] -= 1
             if not waiting[n]:
                 release(n)
-    return order, units.vector_free
+    return timeline
 
 
 def readiness(item: Item) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
 from fpgrad.codegen.geometry import banded
 from fpgrad.codegen.inputs import Image, flatten, image_of, load_image, unfold
+from fpgrad.codegen.kernels import Part, slices
 from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
@@ -51,6 +52,7 @@ class Selector:
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}
+        self.sliced: dict[tuple[Buffer, bool], list[Part]] = {}
         self.columns: list[Node] = []
         self.sent: dict[str, Stored] = {}
 
@@ -139,6 +141,16 @@ class Selector:
         if x.op == "const":
             return self.keep.constant_tile(x)
         return self.quantised[node]
+
+    def slices(self, node: Node, kernel: Quantised) -> list[Part]:
+        """The slices of a conv's kernel; none if it is on the chip."""
+        layout = kernel.buffer.layout
+        if layout is None:
+            return []
+        key = kernel.buffer, bool(node.attrs["transposed_weights"])
+        if key not in self.sliced:
+            self.sliced[key] = list(slices(kernel, layout, node))
+        return self.sliced[key]
 
     def loops(self, grid: Grid) -> tuple[int, int, int]:
         """The loop nest of a pass over a tensor."""

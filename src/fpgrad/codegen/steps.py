@@ -7,11 +7,15 @@ what the function means; any order that keeps the dependencies between buffers m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from fpgrad.formats import Function
 from fpgrad.isa.instructions import Alu, Source
+
+if TYPE_CHECKING:
+    from fpgrad.codegen.kernels import Layout
 
 #: Partial results of a reducing pass.
 WAYS = 4
@@ -33,6 +37,9 @@ class Buffer:
         persistent: keeps its contents from step to step, and between the functions of a program.
         align: ``base`` is a multiple of this (T where the buffer may be read transposed).
         outside: it is in external memory, ``base`` in the image of what persists; the chip has copies of pieces.
+        layout: how its tiles lie there, if it is a kernel.
+        slice: what it is a slice of, that is outside.
+        loads: what brings it from external memory, where the host has put it; pieces of them bring pieces of it.
     """
 
     name: str
@@ -42,6 +49,28 @@ class Buffer:
     persistent: bool = False
     base: int | None = None
     outside: bool = False
+    layout: Layout | None = None
+    slice: Slice | None = None
+    loads: list[LoadStep] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a slice of a kernel lies: ``count`` blocks of ``size`` tiles, ``block`` rows of external memory from one to
+    the next, the first one ``row`` rows behind the kernel's own first."""
+
+    kernel: Buffer
+    row: int
+    count: int
+    size: int
+    block: int
+
+
+def block_rows(place: Place, size: int, side: int) -> int:
+    """Rows of external memory for a block of rows or tiles: of tiles, their exponents, then the tiles."""
+    if place == "tile":
+        return -(-size // (4 * side)) + size * side // 4
+    return size // MASK_ROWS if place == "mask" else size
 
 
 @dataclass(frozen=True)
@@ -180,6 +209,8 @@ class VectorStep:
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
     again: bool = False  # made a second time: not before those who read it have all else
+    first: bool = False  # before all others
+    known: dict[str, list[Region]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.loops = (1,) * (4 - len(self.loops)) + tuple(self.loops)
@@ -196,10 +227,30 @@ class VectorStep:
 
     def rows_read(self, side: int) -> list[Region]:
         """Rows that the vector unit reads."""
-        return [region(v, self.loops, side) for v in self.operands if isinstance(v, Access)]
+        return self._regions("rows read", side, self._rows_read)
 
     def tiles_read(self, side: int) -> list[Region]:
         """Tiles that the matrix unit reads for it."""
+        return self._regions("tiles read", side, self._tiles_read)
+
+    def rows_written(self, side: int) -> list[Region]:
+        """Rows written."""
+        return self._regions("rows written", side, self._rows_written)
+
+    def tiles_written(self, side: int) -> list[Region]:
+        """Tiles written."""
+        return self._regions("tiles written", side, self._tiles_written)
+
+    def _regions(self, what: str, side: int, find: Callable[[int], list[Region]]) -> list[Region]:
+        """Regions are asked for again and again; once they are, a step is not changed any more."""
+        if what not in self.known:
+            self.known[what] = find(side)
+        return self.known[what]
+
+    def _rows_read(self, side: int) -> list[Region]:
+        return [region(v, self.loops, side) for v in self.operands if isinstance(v, Access)]
+
+    def _tiles_read(self, side: int) -> list[Region]:
         m = self.matrix
         if m is None:
             return []
@@ -208,15 +259,13 @@ class VectorStep:
             for w in (m.streamed, m.stationary)
         ]
 
-    def rows_written(self, side: int) -> list[Region]:
-        """Rows written."""
+    def _rows_written(self, side: int) -> list[Region]:
         if self.target is None:
             return []
         inner = min(self.loops[3], WAYS) if self.reduce else self.loops[3]
         return [region(self.target, (*self.loops[:3], inner), side)]
 
-    def tiles_written(self, side: int) -> list[Region]:
-        """Tiles written."""
+    def _tiles_written(self, side: int) -> list[Region]:
         if self.tile is None:
             return []
         n3, n2, n1, n0 = self.loops
@@ -241,7 +290,7 @@ class LoadStep:
 
     Args:
         base: name of the base register.
-        groups, rows: samples (or 1), and rows of each.
+        groups, rows: samples (or 1), and rows of each; stride: rows from one to the next (0: ``rows``).
         index: base register of the order of samples, or None for rows that advance with the step.
         first: where in the step's order of samples the groups begin.
         place: where in the buffer; group_stride (0: ``rows``) and row_stride: how groups and rows lie there.
@@ -264,6 +313,25 @@ class LoadStep:
     octets: bool = False
     core_stride: int = 0
     index_core_stride: int = 0
+    stride: int = 0
+
+    def piece(self, buffer: Buffer, low: int, side: int) -> LoadStep | None:
+        """The load of those of its rows that go to rows of its buffer from ``low`` on that ``buffer`` has room for."""
+        each = side * (4 if self.octets else 1)
+        first = max(0, low - self.place) // each
+        end = min(self.rows, (low + buffer.size - self.place) // each)
+        if end <= first:
+            return None
+        place = self.place + first * each - low
+        stride = self.stride or self.rows
+        return replace(
+            self,
+            buffer=buffer,
+            rows=end - first,
+            offset=self.offset + first,
+            place=place,
+            stride=stride,
+        )
 
 
 @dataclass(eq=False)
@@ -304,6 +372,7 @@ class Move:
         row: first row in the area of external memory that ``area`` names.
         count, size: blocks, and rows or tiles in each; block: rows of external memory from one to the next.
         inside: the first row or tile of the buffer that moves.
+        load: how it is loaded if it is an input of the step.
     """
 
     buffer: Buffer
@@ -317,6 +386,7 @@ class Move:
     inside: int = 0
     after: list[Move] = field(default_factory=list)
     area: str = "spill"
+    load: LoadStep | None = None
 
     @property
     def rows(self) -> int:
@@ -326,7 +396,11 @@ class Move:
 
 @dataclass
 class StepList:
-    """Everything one entry of a program does in a step."""
+    """Everything one entry of a program does in a step.
+
+    Args:
+        loads: inputs that come whole. fetches: those that come in pieces, which are among the moves.
+    """
 
     name: str
     steps: list[VectorStep] = field(default_factory=list)
@@ -334,6 +408,7 @@ class StepList:
     stores: list[StoreStep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    fetches: list[LoadStep] = field(default_factory=list)
 
     @property
     def spill_rows(self) -> int:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.external import Clock, Mode, Pace, Plan, plan, relocated, uses_of
-from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import MemoryCapacityError
+from fpgrad.isa.instructions import Source
 
 #: What may be outside, from the least traffic to the most.
 MODES: tuple[Mode, ...] = ("late", "bands")
 
+#: What is larger than a part of the room like this is outside from the start, in a long list of steps.
+LARGE = 8
+
 #: Orders that are tried at most; each is made for what was outside in the one before.
 ROUNDS = 6
 
-#: The steps, in an order in which the pieces of these tensors are complete, and back, before they are read.
-Reorder = Callable[[Collection[Buffer]], list[VectorStep]]
+#: An order of the steps in which the pieces of some tensors are complete, and back, before they are read.
+Reorder = Callable[[list[VectorStep], Collection[Buffer]], Timeline]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,15 @@ class Limits:
     rows: int | None = None
     masks: int | None = None
 
+    def less(self, share: float) -> Limits:
+        """Limits that leave a share free."""
+        return Limits(*(n if n is None else int(n * (1 - share)) for n in astuple(self)))
+
+    def hold(self, tiles: int, rows: int, masks: int) -> bool:
+        """Whether so many are no more than there may be."""
+        used = (tiles, rows, masks)
+        return all(n is None or x <= n for n, x in zip(astuple(self), used, strict=True))
+
     def of(self) -> dict[Place, int]:
         """The limits by place; without those that are None."""
         limits: dict[Place, int | None] = {
@@ -38,18 +52,31 @@ class Limits:
         return {place: n for place, n in limits.items() if n is not None}
 
 
+def begin(steps: StepList) -> None:
+    """Where something persists outside or comes in pieces, put a pass before all others.
+
+    A load goes behind a pass of its own step, so that it comes after all that the step before has stored.
+    """
+    if any(b.outside for step in steps.steps for b in step.reads()):
+        row = Buffer("start", "vector", 1)
+        start = VectorStep((1, 1, 1), Source.ZERO, target=Access(row), first=True)
+        start.layer, start.phase, start.text = "step", "forward", "start"
+        steps.steps = [start, *steps.steps]
+
+
 def fit(
     steps: StepList,
-    selected: Sequence[VectorStep],
+    first: Timeline | None,
     floors: Mapping[Place, int],
     limits: Limits,
     pace: Pace,
     reorder: Reorder,
 ) -> dict[Buffer, Pieces]:
-    """Send as many tensors out as it takes for the others to fit the chip.
+    """Order steps, and send as many tensors out as it takes for the others to fit the chip.
 
     Args:
-        selected: the steps in the order of selection.
+        steps: in the order of selection.
+        first: an order for the case that nothing is outside; None: much will be, and an order is made for what is large.
         floors: what persists, by place.
         reorder: orders the steps anew when it is known what is outside.
 
@@ -60,23 +87,31 @@ def fit(
         MemoryCapacityError: what a few steps need at once does not fit.
     """
     room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
+    selected = steps.steps
+    room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
     whole = uses_of(selected, pace.side)
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
     modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
+    if first is None:
+        large = [b for b in able if b.size > room.get(b.place, b.size) // LARGE]
+        first = reorder(selected, large)
+        modes |= dict.fromkeys(large, MODES[-1])
+    steps.steps = [selected[i] for i in first.order]
     if not room and not modes:
         return {}
-    search = _Search(steps, room, pace, able, modes)
+    search = _Search(steps, first, room, pace, able, modes)
     for _ in range(ROUNDS):
         fits = search.run()
         if fits and search.done(modes):
             break
         modes = search.modes
-        steps.steps = reorder([b for b, mode in modes.items() if mode == "bands"])
-        search = _Search(steps, room, pace, able, modes)
+        timeline = reorder(selected, [b for b, mode in modes.items() if mode == "bands"])
+        steps.steps = [selected[i] for i in timeline.order]
+        search = _Search(steps, timeline, room, pace, able, modes)
     else:
         able = {b for b in able if search.uses[b].complete}
         modes = {b: m for b, m in modes.items() if b in able or b.outside}
-        search = _Search(steps, room, pace, able, modes)
+        search = _Search(steps, search.clock.timeline, room, pace, able, modes)
         if not search.run():
             raise MemoryCapacityError(search.shortage())
     plans = search.plans()
@@ -90,6 +125,7 @@ class _Search:
     def __init__(
         self,
         steps: StepList,
+        timeline: Timeline,
         room: Mapping[Place, int],
         pace: Pace,
         able: Collection[Buffer],
@@ -98,8 +134,11 @@ class _Search:
         self.steps, self.room = steps, room
         self.modes = dict(modes)
         self.uses = uses_of(steps.steps, pace.side)
-        self.clock = Clock(steps.steps, pace)
+        self.clock = Clock(timeline, pace)
         self.able = able
+        self.places = {
+            place: [b for b in self.uses if b.place == place and b in able] for place in room
+        }
         self.short: Place = "tile"
         self.held: dict[Buffer, list[tuple[Buffer, int, int]]] = {}
         for buffer in self.uses:
@@ -158,11 +197,12 @@ class _Search:
 
     def relieve(self, place: Place, at: int, excess: int) -> bool:
         """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
-        sizes = {b: n for b in self.uses if b in self.able and (n := self.here(b, place, at))}
+        mine = self.places[place]
+        sizes = {b: n for b in mine if (n := self.here(b, place, at))}
         freed = 0
         for mode in MODES:
             for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
-                if buffer.place != place or self.modes.get(buffer) in (mode, MODES[-1]):
+                if self.modes.get(buffer) in (mode, MODES[-1]):
                     continue
                 before = self.held[buffer]
                 self.held[buffer] = self.holdings(buffer, mode) or before

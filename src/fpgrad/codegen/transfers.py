@@ -100,7 +100,10 @@ class Transfers:
                 token = tokens.pop(item.at, None)
                 count = 0 if token is None else channel.wait(token)
                 wait = Tokens(vector=count, store=int(id(item) in awaited))
-                self.loads.append(self.returning(item, wait, signal))
+                if item.load is not None:
+                    self.loads.append(self.input(item.load, count, signal))
+                else:
+                    self.loads.append(self.returning(item, wait, signal))
         for step in channel.steps:
             self.signals[step]["load"] = self.signals[step].get("load", 0) + 1
         return channel.initial
@@ -128,7 +131,7 @@ class Transfers:
             count=load.groups,
             rows=load.rows,
             source=source,
-            stride=load.rows,
+            stride=load.stride or load.rows,
             gather=int(load.index is not None),
             index=index,
             target=base(load.buffer) + load.place,
