@@ -51,7 +51,7 @@ def lifetimes(steps: Sequence[VectorStep]) -> dict[Buffer, tuple[int, int]]:
     """First and last step that touches each buffer which does not persist."""
     spans: dict[Buffer, tuple[int, int]] = {}
     for i, step in enumerate(steps):
-        for buffer in step.reads() | step.writes():
+        for buffer in (*step.reads(), *step.writes()):
             if not buffer.persistent:
                 spans[buffer] = (spans.get(buffer, (i, i))[0], i)
     return spans

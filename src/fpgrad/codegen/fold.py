@@ -38,7 +38,7 @@ class Folding:
         self.users: dict[Node, list[Node]] = {}
         for node in self.nodes:
             self.uses.update(node.inputs)
-            for x in set(node.inputs):
+            for x in dict.fromkeys(node.inputs):
                 self.users.setdefault(x, []).append(node)
         self.uses.update(function.roots)
         self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
@@ -82,7 +82,7 @@ class Folding:
                 match = reduction(node, self.single)
                 self.matches[node] = match
                 self.absorbed.update(match.absorbed)
-        return self.ordered(sorted(reversed(roots), key=self.levels().__getitem__))
+        return self.ordered(sorted(roots[::-1], key=self.levels().__getitem__))
 
     def levels(self) -> dict[Node, int]:
         """The steps of computation behind each node. In their order a kernel's gradient, and its update, come when the

@@ -272,16 +272,16 @@ class VectorStep:
         inner = -(-n1 * n0 // side) if self.flow else n1
         return [region(self.tile, (n3, n2, inner, 1), side)]
 
-    def reads(self) -> set[Buffer]:
-        """Buffers read, the matrix step's tiles included."""
-        buffers = {v.buffer for v in self.operands if isinstance(v, Access)}
+    def reads(self) -> list[Buffer]:
+        """Buffers read, the matrix step's tiles included; in an order that is the same in every run."""
+        buffers = [v.buffer for v in self.operands if isinstance(v, Access)]
         if self.matrix is not None:
-            buffers |= {w.base.buffer for w in (self.matrix.streamed, self.matrix.stationary)}
-        return buffers
+            buffers += [w.base.buffer for w in (self.matrix.streamed, self.matrix.stationary)]
+        return list(dict.fromkeys(buffers))
 
-    def writes(self) -> set[Buffer]:
+    def writes(self) -> list[Buffer]:
         """Buffers written."""
-        return {t.buffer for t in (self.target, self.tile) if t is not None}
+        return [t.buffer for t in (self.target, self.tile) if t is not None]
 
 
 @dataclass(eq=False)

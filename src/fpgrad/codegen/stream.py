@@ -93,7 +93,7 @@ def fit(
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
     modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
     if first is None:
-        large = [b for b in able if b.size > room.get(b.place, b.size) // LARGE]
+        large = [b for b in whole if b in able and b.size > room.get(b.place, b.size) // LARGE]
         first = reorder(selected, large)
         modes |= dict.fromkeys(large, MODES[-1])
     steps.steps = [selected[i] for i in first.order]

@@ -343,7 +343,7 @@ def base(buffer: Buffer) -> int:
 
 def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
     """First and last step that touches a buffer."""
-    touching = [i for i, s in enumerate(steps) if buffer in s.reads() | s.writes()]
+    touching = [i for i, s in enumerate(steps) if buffer in (*s.reads(), *s.writes())]
     if not touching:
         raise GraphError(f"{buffer.name} is never used")
     return touching[0], touching[-1]
