@@ -56,12 +56,13 @@ class Steps:
     seeded: bool
 
 
-def build_steps(lowered: Lowered, cores: int = 1) -> Steps:
+def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
     """Returns "predict" and, if the model was lowered for training, "train" and "evaluate".
 
-    ``lowered`` is the model for the samples that one of the machine's cores has.
+    ``lowered`` is the model for the samples that one of the machine's cores has at a time, ``parts`` how many times that
+    many it has in a step.
     """
-    predict = lower(build_prediction(lowered.forward), cores=cores)
+    predict = lower(build_prediction(lowered.forward), cores=cores, parts=parts)
     training = lowered.training
     if training is None:
         return Steps({"predict": predict}, None, seeded=False)
@@ -79,8 +80,8 @@ def build_steps(lowered: Lowered, cores: int = 1) -> Steps:
     evaluate = build_evaluation(lowered.forward, loss, metrics, regularisers)
     seeded = any(node.attrs["kind"] == "seed" for node in train.inputs)
     functions = {
-        "train": lower(train, cores=cores),
-        "evaluate": lower(evaluate, cores=cores),
+        "train": lower(train, cores=cores, parts=parts),
+        "evaluate": lower(evaluate, cores=cores, parts=parts),
         "predict": predict,
     }
     return Steps(functions, optimizer, seeded=seeded)
