@@ -187,13 +187,16 @@ def without_product(step: VectorStep) -> VectorStep:
 # Sums that are too long for one instruction ------------------------------------------------------
 
 
-def accumulate(selector: Selector, node: Node, parts: list[list[VectorStep]]) -> None:
+def accumulate(
+    selector: Selector, node: Node, parts: list[list[VectorStep]], begun: bool = False
+) -> None:
     """Passes of one tensor in turns: the first turn writes its rows, later ones add to them.
 
     Args:
         parts: the turns, each a list of passes with ACC as operand a and a target, but without tiles.
+        begun: the first turn adds too.
     """
-    for turn, steps in enumerate(parts):
+    for turn, steps in enumerate(parts, start=int(begun)):
         for step in steps:
             assert step.target is not None
             if turn and step.matrix is not None:
@@ -206,11 +209,11 @@ def accumulate(selector: Selector, node: Node, parts: list[list[VectorStep]]) ->
     selector.complete(node)
 
 
-def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
-    """The tensor's place, and a pass that writes the matrix unit's rows to all of it."""
+def rows_of(selector: Selector, node: Node, placed: bool = False) -> tuple[Stored, VectorStep]:
+    """The tensor's place, made unless it is ``placed``, and a pass that writes the matrix unit's rows to all of it."""
     grid = selector.keep.grid(node)
     t = selector.t
-    stored = selector.new_rows(node)
+    stored = selector.stored[node] if placed else selector.new_rows(node)
     tiles = grid.kind == "tiles"
     target = (
         Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
@@ -291,18 +294,24 @@ def _cut(step: VectorStep, outer: tuple[int, ...], loop: int, per: int) -> Itera
         )
 
 
-def conv_weight(selector: Selector, node: Node) -> None:
-    """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``."""
+def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None = None) -> None:
+    """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``.
+
+    Args:
+        onto: a sum, and the tensor whose rows it is added to, which become the sum's.
+    """
     x, dy = node.inputs
     qx, qy = selector.tiles_of(x), selector.tiles_of(dy)
     windows, groups = node.attrs["windows"], node.attrs["groups"]
     grid, t = selector.keep.grid(node), selector.t
     taps = windows[0].taps * windows[1].taps
     per_tap = grid.m // taps
-    stored, whole = rows_of(selector, node)
+    if onto is not None:
+        selector.stored[node] = selector.stored[onto[1]]
+    stored, whole = rows_of(selector, node, onto is not None)
     some = bands(x.shape[1], dy.shape[1], groups, t)
     turns: list[list[VectorStep]] = [[]]
-    if sum(b.count * b.length for b in some) < per_tap * grid.j:
+    if onto is None and sum(b.count * b.length for b in some) < per_tap * grid.j:
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)
     output, source = maps(windows, qy.grid.m)
@@ -366,7 +375,9 @@ def conv_weight(selector: Selector, node: Node) -> None:
                 if turn == len(turns):
                     turns.append([])
                 turns[turn].append(piece)
-    accumulate(selector, node, turns)
+    if onto is not None:
+        selector.stored[onto[0]] = stored
+    accumulate(selector, node if onto is None else onto[0], turns, onto is not None)
 
 
 def _terms(h: int, w: int, across_tiles: int) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fpgrad.codegen.batches import Share, share_of
 from fpgrad.codegen.geometry import Map, band_of
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, Value, VectorStep
@@ -83,6 +84,7 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
     """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row."""
     t, octets = selector.t, bool(node.attrs["octets"])
     samples = node.shape[0]
+    share = share_of(node) or Share(node.name, 0, samples)
     if samples % t:
         raise GraphError(f"{node.name}: a batch of images must be a multiple of {t}, not {samples}")
     rows = ceil_div(image.features, t * 4 if octets else t)
@@ -93,12 +95,12 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
         selector.out.loads.append(
             LoadStep(
                 buffer,
-                node.name,
+                share.whole,
                 t,
                 rows,
                 index="order",
-                index_stride=samples // t,
-                first=m * t,
+                index_stride=share.samples // t,
+                first=share.first + m * t,
                 place=m * lines * t,
                 group_stride=1,
                 row_stride=t,

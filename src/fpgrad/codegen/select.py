@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fpgrad.codegen import moves, pooling, reduction
+from fpgrad.codegen.batches import Share, share_of, shares
 from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
 from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
@@ -30,7 +31,7 @@ from fpgrad.codegen.steps import (
     Value,
     VectorStep,
 )
-from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
+from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk, ceil_div
 from fpgrad.errors import GraphError
 from fpgrad.graph import ALL_SUM, Function, Node
 from fpgrad.isa.instructions import Source
@@ -46,28 +47,37 @@ class Selector:
         self.function = function
         self.keep = persistent
         self.t = persistent.side
-        self.out = StepList(function.name)
         self.fold = Folding(function, self.t, persistent.terms, persistent.outside)
+        self.out = StepList(function.name, turns=len(set(self.fold.turns.values())))
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}
-        self.columns: list[Node] = []
         self.sent: dict[str, Stored] = {}
 
     def run(self) -> StepList:
         """Select the whole function."""
         roots = self.fold.choose()
         self.declare_inputs()
-        for node in self.fold.nodes:
-            if node.op == "quantise" and node.inputs[0].op == "input":
+        inputs = [n for n in self.fold.nodes if n.op == "quantise" and n.inputs[0].op == "input"]
+        # What is computed of one micro-batch comes before what is computed of the next.
+        turns = {first: turn for turn, first in enumerate(sorted(set(self.fold.turns.values())))}
+        for node in sorted([*inputs, *roots], key=self.fold.turns.__getitem__):
+            done = len(self.out.steps)
+            if node.op == "quantise":
                 self.quantise_input(node)
-        for node in roots:
-            self.compute(node)
+            else:
+                self.compute(node)
+            for step in self.out.steps[done:]:
+                step.turn = turns[self.fold.turns[node]]
+        last = len(self.out.steps)
         for state, value in self.function.updates:
             if self.fold.targets.get(value) is not state:
                 self.copy_to_state(state, value)
         for name, node in self.function.outputs:
-            self.output(name, node)
+            for share, part in shares(name, node):
+                self.output(share, part)
+        for step in self.out.steps[last:]:
+            step.turn = self.out.turns - 1
         return self.out
 
     def declare_inputs(self) -> None:
@@ -75,7 +85,7 @@ class Selector:
         t = self.t
         inputs = self.function.inputs
         batch = [n for n in inputs if n.attrs["kind"] == "batch"]
-        self.columns = [n for n in inputs if n.attrs["kind"] == "column"]
+        columns = [n for n in inputs if n.attrs["kind"] == "column"]
         scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.fold.uses[n]]
         seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.fold.uses[n]]
         for node in self.fold.nodes:
@@ -89,16 +99,14 @@ class Selector:
                 continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
-            self.out.loads.append(LoadStep(buffer, node.name, node.shape[0], grid.j, index="order"))
+            self.gather(buffer, node, node.name, grid.j)
             self.stored[node] = Stored(buffer, grid, "samples")
-        for first in range(0, len(self.columns), t):
-            some = self.columns[first : first + t]
-            grid = self.keep.grid(some[0])
-            name = f"columns {first // t}"
-            buffer = Buffer(name, "inbox", grid.m * t, t)
-            self.out.loads.append(LoadStep(buffer, name, some[0].shape[0], 1, index="order"))
-            for lane, node in enumerate(some):
-                self.stored[node] = Stored(buffer, grid, "samples", column=lane)
+        by_share: dict[int, list[Node]] = {}
+        for node in columns:
+            share = share_of(node)
+            by_share.setdefault(0 if share is None else share.first, []).append(node)
+        for group in by_share.values():
+            self.declare_columns(group)
         if len(scalars) > t:
             raise GraphError(
                 f"{self.function.name}: {len(scalars)} scalar inputs, the scalar file holds {t}; "
@@ -108,6 +116,31 @@ class Selector:
             self.prologue("scalars", scalars)
         if seeds:
             self.prologue("seed", seeds)
+
+    def declare_columns(self, columns: list[Node]) -> None:
+        """Numbers a sample, of the same samples, as many as there are lanes in one buffer."""
+        t = self.t
+        for first in range(0, len(columns), t):
+            some = columns[first : first + t]
+            grid = self.keep.grid(some[0])
+            name = f"columns {first // t}"
+            buffer = Buffer(name, "inbox", grid.m * t, t)
+            self.gather(buffer, some[0], name, 1)
+            for lane, node in enumerate(some):
+                self.stored[node] = Stored(buffer, grid, "samples", column=lane)
+
+    def gather(self, buffer: Buffer, node: Node, base: str, rows: int) -> None:
+        """A load of an input's samples in the order of the step, ``rows`` for each."""
+        load = LoadStep(buffer, base, node.shape[0], rows, index="order")
+        share = share_of(node)
+        if share is not None:
+            load.base = share.whole if base == node.name else base
+            load.first, load.index_stride = share.first, ceil_div(share.samples, self.t)
+            if node.shape[0] % self.t:
+                raise GraphError(
+                    f"{node.name}: micro-batches must be a multiple of {self.t} samples, not {node.shape[0]}"
+                )
+        self.out.loads.append(load)
 
     def prologue(self, op: str, nodes: list[Node]) -> None:
         """A row that comes with each step: scalars, or the generators' seeds."""
@@ -282,6 +315,9 @@ class Selector:
                 self.finish(node, step, node, Walk.NORMAL)
         elif node.op == "conv_weight":
             conv_weight(self, node)
+        elif node in self.fold.added:
+            before, gradient = self.fold.added[node]
+            conv_weight(self, gradient, (node, before))
         elif node.op == "pool":
             pooling.pool(self, node)
         elif node.op == "pool_max_grad":
@@ -436,9 +472,9 @@ class Selector:
         if before is not None:
             self.stored[value] = before
 
-    def output(self, name: str, node: Node) -> None:
-        """Send a tensor to DRAM through the outbox."""
-        grid = self.keep.grid(node)
+    def output(self, share: Share, node: Node) -> None:
+        """Send an output, or a micro-batch of one, to DRAM through the outbox."""
+        name, grid = share.whole, self.keep.grid(node)
         stored = self.stored.get(node)
         if stored is None or stored.buffer.place != "outbox":
             walk = Walk.TRANSPOSED if stored is not None and stored.transposed else Walk.NORMAL
@@ -450,10 +486,12 @@ class Selector:
             if stored is not None:
                 self.stored[node] = stored
             stored = sent
+        whole = Grid(share.samples, node.shape[1], self.t)
+        offset = share.first // node.shape[0] * grid.row_count
         self.out.stores.append(
-            StoreStep(stored.buffer, name, grid.row_count, step_stride=grid.row_count)
+            StoreStep(stored.buffer, name, grid.row_count, offset, step_stride=whole.row_count)
         )
-        self.sent[name] = stored
+        self.sent[name] = Stored(stored.buffer, whole, stored.kind, stored.transposed)
 
 
 def select(function: Function, persistent: Persistent) -> Selector:

@@ -180,6 +180,7 @@ class VectorStep:
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
     again: bool = False  # made a second time: not before those who read it have all else
+    turn: int = 0  # of the micro-batches: those before come first
 
     def __post_init__(self) -> None:
         self.loops = (1,) * (4 - len(self.loops)) + tuple(self.loops)
@@ -326,7 +327,7 @@ class Move:
 
 @dataclass
 class StepList:
-    """Everything one entry of a program does in a step."""
+    """Everything one entry of a program does in a step; ``turns``: of micro-batches, one after the other."""
 
     name: str
     steps: list[VectorStep] = field(default_factory=list)
@@ -334,6 +335,7 @@ class StepList:
     stores: list[StoreStep] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    turns: int = 1
 
     @property
     def spill_rows(self) -> int:
