@@ -407,6 +407,7 @@ def describe_function(function: GraphFunction, selector: Selector, cores: int) -
         ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
         "scalars": list(scalar_index(function)),
+        "micro_batches": selector.out.turns,
         "spill": spill,
         "seed": any(load.base == "seed" for load in selector.out.loads),
         "outputs": [

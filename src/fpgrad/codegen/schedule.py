@@ -26,7 +26,7 @@ FILL = 30
 PATIENCE = 500
 
 #: A micro-batch begins when this part of the work on the one before is left.
-OVERLAP = 8
+OVERLAP = 32
 
 NO_SUMS = Sums()
 
@@ -341,7 +341,17 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
 
 def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """Keep the matrix unit going, in the order of the program: what was begun is finished, so that little is alive."""
-    return _products(ready, units, lambda item: (-item.index,))
+    best, slot = _products(ready, units, lambda item: (-item.index,))
+    # A long pass fits between no two products: those of the next micro-batch must not hold it up for good.
+    held = [
+        item
+        for item in ready
+        if item.step.turn < best.step.turn and not item.products and item.rows_ready <= slot.start
+    ]
+    if held:
+        best = min(held, key=lambda item: item.index)
+        slot = timing(best, units)
+    return best, slot
 
 
 def _products(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpgrad.flow.schedules import Schedule
 from fpgrad.frontend.lowered import (
     HostMetric,
     LossSpec,
@@ -20,6 +21,7 @@ from fpgrad.frontend.lowered import (
     Training,
 )
 from fpgrad.graph import Function, Node, Shape
+from fpgrad.isa.program import Program
 from fpgrad.transform import (
     L1L2,
     MetricTerm,
@@ -48,12 +50,15 @@ _LARGE_EPSILON = 1e-6
 class Steps:
     """The functions of a session by name, and the optimizer whose scalars the host computes.
 
-    The functions are of stage "quantised", what code generation takes.
+    The functions are of stage "quantised", what code generation takes. ``schedule`` says how they go through a batch,
+    ``program`` is there if they have been compiled already.
     """
 
     functions: Mapping[str, Function]
     optimizer: Optimizer | None
     seeded: bool
+    schedule: Schedule | None = None
+    program: Program | None = None
 
 
 def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:

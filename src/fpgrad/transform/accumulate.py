@@ -123,7 +123,13 @@ class _Copies:
         return g.join_samples([self.of(node, part) for part in range(self.parts)], node.name)
 
     def function(self) -> Function:
-        """The step of the batch."""
+        """The step of the batch.
+
+        Metrics come first, then parameters from the last to the first: the order in which a backward pass finishes
+        their gradients, so that nothing that they are made of is kept for longer than it takes.
+        """
+        found = [x for x in self.source.updates if x[0].attrs["role"] == "metric"]
+        found += [x for x in reversed(self.source.updates) if x[0].attrs["role"] != "metric"]
         return replace(
             self.source,
             inputs=tuple(self.whole[x] for x in self.source.inputs),
@@ -134,7 +140,7 @@ class _Copies:
                     self.whole[state],
                     self.joined(value) if state in self.finder.split else self.whole[value],
                 )
-                for state, value in self.source.updates
+                for state, value in found
             ),
         )
 
