@@ -8,13 +8,14 @@ enough to order steps; the emulator counts the cycles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fpgrad.codegen.external import groups
 from fpgrad.codegen.flight import Flight, Sums, add_waits
 from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
+from fpgrad.codegen.turns import Turns
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -24,9 +25,6 @@ FILL = 30
 
 #: Cycles that the matrix unit may wait for a product of greater height.
 PATIENCE = 500
-
-#: A micro-batch begins when this part of the work on the one before is left.
-OVERLAP = 32
 
 NO_SUMS = Sums()
 
@@ -244,36 +242,6 @@ def schedule(
             if not waiting[n]:
                 release(n)
     return order, units.vector_free
-
-
-class Turns:
-    """Micro-batches, which are computed one after the other: the next begins when little of the last is left to do."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self._left: dict[int, int] = {}
-        for item in items:
-            self._left[item.step.turn] = self._left.get(item.step.turn, 0) + work(item)
-        self._enough = {turn: cycles // OVERLAP for turn, cycles in self._left.items()}
-        self._now = min(self._left, default=0)
-
-    def allowed(self, ready: list[Item]) -> list[Item]:
-        """The items that may go now; all of them, if there are none of the micro-batches whose turn it is."""
-        if len(self._left) < 2:
-            return ready
-        last = self._now + (self._left[self._now] <= self._enough[self._now])
-        return [item for item in ready if item.step.turn <= last] or ready
-
-    def note(self, item: Item) -> None:
-        """An item has been given its place in the order."""
-        turn = item.step.turn
-        self._left[turn] -= work(item)
-        while not self._left[self._now] and self._now < max(self._left):
-            self._now += 1
-
-
-def work(item: Item) -> int:
-    """Cycles in which an item keeps one of the units busy."""
-    return max(item.rows, item.products)
 
 
 def readiness(item: Item) -> tuple[int, int]:

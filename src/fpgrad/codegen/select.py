@@ -11,12 +11,20 @@ from collections.abc import Callable
 from functools import partial
 
 from fpgrad.codegen import moves, pooling, reduction
-from fpgrad.codegen.batches import Share, share_of, shares
+from fpgrad.codegen.batches import Share, shares
 from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
 from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
 from fpgrad.codegen.geometry import banded
-from fpgrad.codegen.inputs import Image, flatten, image_of, load_image, unfold
+from fpgrad.codegen.inputs import (
+    Image,
+    flatten,
+    gather,
+    image_of,
+    load_columns,
+    load_image,
+    unfold,
+)
 from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
@@ -31,7 +39,7 @@ from fpgrad.codegen.steps import (
     Value,
     VectorStep,
 )
-from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk, ceil_div
+from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
 from fpgrad.errors import GraphError
 from fpgrad.graph import ALL_SUM, Function, Node
 from fpgrad.isa.instructions import Source
@@ -99,14 +107,9 @@ class Selector:
                 continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
-            self.gather(buffer, node, node.name, grid.j)
+            gather(self, buffer, node, node.name, grid.j)
             self.stored[node] = Stored(buffer, grid, "samples")
-        by_share: dict[int, list[Node]] = {}
-        for node in columns:
-            share = share_of(node)
-            by_share.setdefault(0 if share is None else share.first, []).append(node)
-        for group in by_share.values():
-            self.declare_columns(group)
+        load_columns(self, columns)
         if len(scalars) > t:
             raise GraphError(
                 f"{self.function.name}: {len(scalars)} scalar inputs, the scalar file holds {t}; "
@@ -116,31 +119,6 @@ class Selector:
             self.prologue("scalars", scalars)
         if seeds:
             self.prologue("seed", seeds)
-
-    def declare_columns(self, columns: list[Node]) -> None:
-        """Numbers a sample, of the same samples, as many as there are lanes in one buffer."""
-        t = self.t
-        for first in range(0, len(columns), t):
-            some = columns[first : first + t]
-            grid = self.keep.grid(some[0])
-            name = f"columns {first // t}"
-            buffer = Buffer(name, "inbox", grid.m * t, t)
-            self.gather(buffer, some[0], name, 1)
-            for lane, node in enumerate(some):
-                self.stored[node] = Stored(buffer, grid, "samples", column=lane)
-
-    def gather(self, buffer: Buffer, node: Node, base: str, rows: int) -> None:
-        """A load of an input's samples in the order of the step, ``rows`` for each."""
-        load = LoadStep(buffer, base, node.shape[0], rows, index="order")
-        share = share_of(node)
-        if share is not None:
-            load.base = share.whole if base == node.name else base
-            load.first, load.index_stride = share.first, ceil_div(share.samples, self.t)
-            if node.shape[0] % self.t:
-                raise GraphError(
-                    f"{node.name}: micro-batches must be a multiple of {self.t} samples, not {node.shape[0]}"
-                )
-        self.out.loads.append(load)
 
     def prologue(self, op: str, nodes: list[Node]) -> None:
         """A row that comes with each step: scalars, or the generators' seeds."""
