@@ -23,10 +23,11 @@ from tests.keras.test_cores import (
 )
 
 from fpgrad import FPGA
-from fpgrad.codegen.compile import Machine
-from fpgrad.errors import InvalidArgumentError, MemoryCapacityError
+from fpgrad.codegen.compile import Machine, compile_functions
+from fpgrad.errors import ConfigError, InvalidArgumentError, MemoryCapacityError
 from fpgrad.flow.schedules import listed
 from fpgrad.isa.config import MachineConfig
+from fpgrad.keras.functions import build_steps
 
 L = keras.layers
 
@@ -197,6 +198,24 @@ def test_a_machine_that_exists_and_is_too_small_for_the_whole_batch():
     said = str(error.value)
     assert "(layer by layer); the model does not fit the machine" in said
     assert said.endswith("(by micro-batches)")
+
+
+def test_micro_batches_are_larger_where_the_program_would_be_too_long():
+    fpga = FPGA(perceptron(), config=small_tiles(1), schedule="samples")
+    halves = build_steps(fpga._device._lowered(8, True), 1, 2).functions
+    two = compile_functions(halves, small_tiles(1))
+    four = fpga.program(16)
+    assert two.config.control.vector < four.config.control.vector
+    sizes = {"vector_rows": 1024, "inbox_rows": 256, "outbox_rows": 256, "mask_rows": 256}
+    memory = replace(two.config.memory, tiles=256, **sizes)
+    exists = replace(two.config, memory=memory)
+    said = chosen(FPGA(perceptron(), config=exists, schedule="samples"))
+    assert said == "2 micro-batches of 8 samples: as asked for"
+    short = replace(exists, control=replace(two.config.control, vector=8))
+    with pytest.raises(ConfigError, match=r"does not fit the instruction memories: .*vector"):
+        FPGA(perceptron(), config=short, schedule="samples").program(16)
+    with pytest.raises(ConfigError, match=r"does not fit the instruction memories: .*vector"):
+        FPGA(perceptron(), config=short).program(16)
 
 
 def test_what_is_not_possible_is_refused_with_the_layers_in_its_way():

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from fpgrad.codegen.compile import Machine
 from fpgrad.emulator.timing import cycles_per_step
-from fpgrad.errors import InvalidArgumentError, MemoryCapacityError
+from fpgrad.errors import ConfigError, InvalidArgumentError, MemoryCapacityError
 from fpgrad.flow.build import compile_model
 from fpgrad.graph import Function
 from fpgrad.isa.config import MachineConfig
@@ -25,6 +25,9 @@ Wanted = Literal["auto", "layers", "samples"]
 WANTED: tuple[Wanted, ...] = get_args(Wanted)
 
 Functions = Mapping[str, Function]
+
+#: What says that a program does not fit a machine: its memories, or those for instructions.
+TooSmall = MemoryCapacityError | ConfigError
 
 #: Reasons that are listed one by one.
 FEW = 3
@@ -78,9 +81,9 @@ def may_wait(config: MachineConfig | Machine | None) -> bool:
 
 def choose(
     layers: Functions,
-    micro_batches: Callable[[], Functions],
-    parts: int,
-    samples: int,
+    micro_batches: Callable[[int], Functions],
+    rows: int,
+    side: int,
     wanted: Wanted = "auto",
     config: MachineConfig | Machine | None = None,
     *,
@@ -90,19 +93,22 @@ def choose(
 
     Args:
         layers: the functions of a model by name, for the whole batch of a core.
-        micro_batches: makes them for so many micro-batches (``parts``) of ``samples``.
+        micro_batches: makes them for a number of equal micro-batches.
+        rows: samples of a core's batch. side: of the machine's tiles.
         wanted: "layers" or "samples" decides it, "auto" leaves it open.
         config: see :func:`~fpgrad.flow.build.compile_model`.
-        compiling: whether programs may be compared; without it "auto" goes layer by layer.
+        compiling: whether programs may be made; without it "auto" goes layer by layer, and micro-batches are one tile.
 
     Raises:
         InvalidArgumentError: "samples" is wanted, and something couples samples; the message names the layers.
-        MemoryCapacityError: the machine is too small either way.
+        MemoryCapacityError, ConfigError: the machine is too small either way.
     """
     check_wanted(wanted)
 
     def by_layers(why: str, program: Program | None = None) -> Chosen:
-        return Chosen(Schedule(1, parts * samples, why), layers, program)
+        return Chosen(Schedule(1, rows, why), layers, program)
+
+    numbers = divisions(rows, side)
 
     reasons = [x for f in layers.values() for x in coupling(f)]
     if wanted == "samples" and reasons:
@@ -113,24 +119,59 @@ def choose(
         return by_layers("as asked for")
     if reasons:
         return by_layers(listed(reasons))
-    if parts == 1:
-        return by_layers(f"the {samples} samples of a core are not several whole tiles")
+    if not numbers:
+        return by_layers(f"the {rows} samples of a core are not several whole tiles")
+    if wanted == "samples" and not compiling:
+        parts = numbers[0]
+        return Chosen(Schedule(parts, rows // parts, "as asked for"), micro_batches(parts))
     if wanted == "samples":
-        return Chosen(Schedule(parts, samples, "as asked for"), micro_batches())
+        made = first_to_fit(numbers, micro_batches, config)
+        if isinstance(made, TooSmall):
+            raise made
+        parts, functions, program = made
+        return Chosen(Schedule(parts, rows // parts, "as asked for"), functions, program)
     if not compiling or not may_wait(config):
         return by_layers("everything is on the chip")
     first = attempt(layers, config)
     if isinstance(first, Program) and not first.meta["functions"][step_of(layers)]["spill"]:
         return by_layers("nothing has to wait in external memory", first)
-    functions = micro_batches()
-    second = attempt(functions, config)
-    if isinstance(second, Program):
-        why, better = compared(second, first, step_of(layers), "layer by layer")
-        if better:
-            return Chosen(Schedule(parts, samples, why), functions, second)
-    if isinstance(first, Program):
-        return by_layers(compared(first, second, step_of(layers), "by micro-batches")[0], first)
-    raise MemoryCapacityError(f"{first} (layer by layer); {second} (by micro-batches)")
+    made = first_to_fit(numbers, micro_batches, config)
+    if isinstance(made, TooSmall):
+        if isinstance(first, Program):
+            return by_layers("by micro-batches it does not fit the chip", first)
+        if isinstance(first, ConfigError):
+            raise first
+        raise MemoryCapacityError(f"{first} (layer by layer); {made} (by micro-batches)")
+    parts, functions, second = made
+    why, better = compared(second, first, step_of(layers), "layer by layer")
+    if better or not isinstance(first, Program):
+        return Chosen(Schedule(parts, rows // parts, why), functions, second)
+    return by_layers(compared(first, second, step_of(layers), "by micro-batches")[0], first)
+
+
+def divisions(rows: int, side: int) -> list[int]:
+    """The numbers of equal micro-batches, of whole tiles of samples, that a batch can have; most of them first."""
+    tiles, rest = divmod(rows, side)
+    return [] if rest else [n for n in range(tiles, 1, -1) if tiles % n == 0]
+
+
+def first_to_fit(
+    numbers: Sequence[int],
+    micro_batches: Callable[[int], Functions],
+    config: MachineConfig | Machine | None,
+) -> tuple[int, Functions, Program] | TooSmall:
+    """The smallest micro-batches whose program fits: how many, their functions, the program; or why none does.
+
+    Larger ones keep more, but have fewer instructions.
+    """
+    errors: list[TooSmall] = []
+    for parts in numbers:
+        functions = micro_batches(parts)
+        program = attempt(functions, config)
+        if isinstance(program, Program):
+            return parts, functions, program
+        errors.append(program)
+    return errors[0]
 
 
 def listed(reasons: Sequence[str]) -> str:
@@ -144,21 +185,17 @@ def step_of(functions: Functions) -> str:
     return "train" if "train" in functions else next(iter(functions))
 
 
-def attempt(
-    functions: Functions, config: MachineConfig | Machine | None
-) -> Program | MemoryCapacityError:
+def attempt(functions: Functions, config: MachineConfig | Machine | None) -> Program | TooSmall:
     """The program, or why there is none."""
     try:
         return compile_model(functions, config)
-    except MemoryCapacityError as error:
+    except (MemoryCapacityError, ConfigError) as error:
         return error
 
 
-def compared(
-    program: Program, other: Program | MemoryCapacityError, entry: str, how: str
-) -> tuple[str, bool]:
+def compared(program: Program, other: Program | TooSmall, entry: str, how: str) -> tuple[str, bool]:
     """A program's cycles beside those of the other way, in words, and whether they are fewer."""
-    if isinstance(other, MemoryCapacityError):
+    if isinstance(other, TooSmall):
         return f"{how} it does not fit the chip", True
     mine, theirs = (cycles_per_step(p, entry) for p in (program, other))
     words = f"{mine:,} cycles a step by the cycle model, {theirs:,} {how}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fpgrad.flow.schedules import Wanted, check_wanted, choose
 from fpgrad.frontend.lowered import Lowered
+from fpgrad.graph import Function
 from fpgrad.keras.functions import Steps, build_steps
 
 __all__ = ["Scheduler"]
@@ -53,16 +54,15 @@ class Scheduler:
             MemoryCapacityError: if programs were compared and the machine is too small for all of them.
         """
         whole = build_steps(lowered(rows), self.cores)
-        parts = 1 if rows % self.side else rows // self.side
 
-        def micro_batches() -> Any:
-            return build_steps(lowered(self.side), self.cores, parts).functions
+        def micro_batches(parts: int) -> Mapping[str, Function]:
+            return build_steps(lowered(rows // parts), self.cores, parts).functions
 
         chosen = choose(
             whole.functions,
             micro_batches,
-            parts,
-            rows // parts,
+            rows,
+            self.side,
             self.wanted,
             self.config,
             compiling=self.compiling,
