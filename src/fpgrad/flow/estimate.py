@@ -165,7 +165,7 @@ def summarise(
     compiled = int(program.meta["functions"][entry]["batch_size"])
     samples = compiled if samples is None else min(samples, compiled)
     cores = program.config.cores
-    parts = int(program.meta["functions"][entry]["micro_batches"])
+    parts = int(program.meta["functions"][entry].get("micro_batches", 1))
     known = "layer by layer" if parts == 1 else f"{parts} micro-batches"
     notes: list[str] = []
     moved = dram_bytes(program, entry) / samples
