@@ -86,6 +86,8 @@ def test_estimate_and_verify_and_verilog_on_a_real_machine(model_file, tmp_path)
     assert "net on 2 cores, 512 MAC lanes" in out
     result = run("verify", model_file, "--backend", "reference", "--steps", "1", "--cores", "2")
     assert result.exit_code == 0
+    out = run("estimate", model_file, "--schedule", "samples").stdout
+    assert "Schedule: 2 micro-batches of 16 samples: as asked for" in out
     files = run("verilog", model_file, "-o", tmp_path / "out").stdout.split()
     assert {Path(file).suffix for file in files} == {".v", ".fpg"}
     assert all(Path(file).stat().st_size for file in files)
@@ -179,6 +181,7 @@ def test_train_passes_its_arguments(monkeypatch):
         "seed": 0,
         "clock_hz": 50e6,
         "cores": 1,
+        "schedule": "auto",
     }
 
 

@@ -79,6 +79,8 @@ def with_attrs() -> dict[str, tuple[Node, np.ndarray]]:
         "reduce_min": (g.reduce_min(x, 1), X.min(1, keepdims=True)),
         "concat": (g.concat(x, COLUMN_NODE), np.hstack([X, COLUMN])),
         "slice": (g.slice_cols(x, 1, 3), X[:, 1:3]),
+        "take_samples": (g.take_samples(x, 1, 2), X[1:3]),
+        "join_samples": (g.join_samples([x, x]), np.vstack([X, X])),
         "leaky_relu": (g.leaky_relu(x, 0.3), np.where(X > 0, X, 0.3 * X)),
         "elu": (g.elu(x, 1.5), np.where(X > 0, X, 1.5 * (np.exp(X) - 1))),
         "gelu": (g.gelu(x, approximate=True), X * (1 + np.tanh(cubic)) / 2),

@@ -156,6 +156,25 @@ def test_maps_unfold_from_batch_inputs_only():
         ]
 
 
+def test_samples_are_taken_of_what_has_a_row_for_each_and_joined_at_the_end():
+    x, metric = g.batch_input("x", (4, 3)), g.state("loss_sum", (4, 1), role="metric")
+    halves = [g.take_samples(x, first, 2) for first in (0, 2)]
+    kept = [g.take_samples(metric, first, 2) for first in (0, 2)]
+    whole = g.join_samples([g.relu(half) for half in halves], name="out")
+    good = Function("f", (x,), (metric,), (("y", whole),), ((metric, g.join_samples(kept)),))
+    assert verify(good, "quantised") is good
+    again = g.take_samples(g.relu(x, name="r"), 0, 2, name="half")
+    later = g.relu(whole, name="later")
+    assert problems(Function("f", (x,), (), (("y", again), ("z", later))), "forward") == [
+        "take_samples (2, 3) of 'half': samples are taken of inputs and metrics, not of relu (4, 3) of 'r'",
+        "relu (4, 3) of 'later': join_samples (4, 3) of 'out' is an output or a state's new value, no operand",
+    ]
+    with pytest.raises(GraphError, match=r"samples 3 to 5 must be among the operand's 4"):
+        g.take_samples(x, 3, 2)
+    with pytest.raises(GraphError, match=r"operands of join_samples must have one shape"):
+        g.join_samples([x, halves[0]])
+
+
 def test_kernels_have_a_block_for_each_tap():
     x = g.unfold(MAP, pointwise(2, 2), 3, name="map")
     bare = g.state("bare", (18, 4))

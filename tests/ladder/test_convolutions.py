@@ -91,7 +91,7 @@ def run(net: Net, program: Program, backend: str, against: str, **options) -> Ve
         for name, info in program.meta["states"].items()
     }  # fmt: skip
     scalars = {k: np.full(steps, 0.1) for k in meta["scalars"]}
-    order = rng.integers(-1, samples, (steps, net.n))
+    order = rng.integers(-1, samples, (steps, meta["batch_size"]))
     wanted = {k: v for k, v in data.items() if k in known}
     return verify(
         program, wanted, order, scalars, states, backend=backend, against=against, options=options

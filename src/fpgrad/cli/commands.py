@@ -25,6 +25,10 @@ ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.keras", help="What mod
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples in a training step.")]
 ClockMHz = Annotated[float, typer.Option(min=0.001, help="The clock for which times are stated.")]
 Cores = Annotated[int, typer.Option(min=1, help="Cores that share each batch.")]
+Schedule = Annotated[
+    Literal["auto", "layers", "samples"],
+    typer.Option(help="A batch layer by layer, or sample tile by sample tile."),
+]
 Backend = Annotated[Literal["emulator", "rtl", "reference"], typer.Option(help="The executor.")]
 
 
@@ -54,6 +58,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of initial weights and order of samples.")] = 0,
     clock_mhz: ClockMHz = 100.0,
     cores: Cores = 1,
+    schedule: Schedule = "auto",
 ) -> None:
     """Train a 32-64-10 network on scikit-learn's digits, here and in Keras, and compare."""
     keras_frontend()
@@ -66,6 +71,7 @@ def train(
         seed=seed,
         clock_hz=clock_mhz * 1e6,
         cores=cores,
+        schedule=schedule,
     )
     typer.echo()
     typer.echo(result.summary)
@@ -74,9 +80,11 @@ def train(
 
 
 @app.command()
-def check(model: ModelFile, batch_size: BatchSize = 32, cores: Cores = 1) -> None:
+def check(
+    model: ModelFile, batch_size: BatchSize = 32, cores: Cores = 1, schedule: Schedule = "auto"
+) -> None:
     """Compile a model, or list everything in it that is not supported."""
-    fpga = _fpga(model, cores)
+    fpga = _fpga(model, cores, schedule)
     program = fpga.program(batch_size)
     typer.echo(f"model {fpga.model.name!r} compiles; program {program.digest}")
 
@@ -87,9 +95,10 @@ def estimate(
     batch_size: BatchSize = 32,
     clock_mhz: ClockMHz = 100.0,
     cores: Cores = 1,
+    schedule: Schedule = "auto",
 ) -> None:
     """Say what training a model costs: cycles, MAC lanes, memory, before any synthesis."""
-    fpga = _fpga(model, cores)
+    fpga = _fpga(model, cores, schedule)
     typer.echo(fpga.summary(clock_hz=clock_mhz * 1e6, batch_size=batch_size))
 
 
@@ -105,9 +114,10 @@ def verify(
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option(help="Of the random data.")] = 0,
     cores: Cores = 1,
+    schedule: Schedule = "auto",
 ) -> None:
     """Run the same training steps on two executors and compare every word."""
-    outcome = _fpga(model, cores).verify(
+    outcome = _fpga(model, cores, schedule).verify(
         backend=backend, against=against, steps=steps, batch_size=batch_size, seed=seed
     )
     typer.echo(str(outcome))
@@ -121,16 +131,18 @@ def verilog(
     directory: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
     batch_size: BatchSize = 32,
     cores: Cores = 1,
+    schedule: Schedule = "auto",
 ) -> None:
     """Write the generated design as Verilog, and the program that trains the model on it."""
-    for path in _fpga(model, cores).export_verilog(directory, batch_size):
+    for path in _fpga(model, cores, schedule).export_verilog(directory, batch_size):
         typer.echo(str(path))
 
 
-def _fpga(model: Path, cores: int) -> Any:
+def _fpga(model: Path, cores: int, schedule: str) -> Any:
     """A saved model on the smallest machine of the default formats and so many cores."""
     frontend = keras_frontend()
-    return frontend.FPGA(frontend.load_model(model), config=frontend.machine_of(cores))
+    config = frontend.machine_of(cores)
+    return frontend.FPGA(frontend.load_model(model), config=config, schedule=schedule)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate
+from fpgrad.codegen.batches import apart, named, share_of
 from fpgrad.codegen.control import check_memories, with_memories
 from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
 from fpgrad.codegen.divide import Pieces, divide
@@ -127,7 +128,8 @@ def compile_functions(
         config.matrix.accumulator.safe_terms(config.matrix.tile),
         "vector" if machine.fixed and not config.memory.mask_rows else "mask",
     )
-    for function in functions.values():
+    parted = {name: apart(function) for name, function in functions.items()}
+    for function in parted.values():
         keep.find_blocks(function)
         for node in function.nodes():
             if node.op == "quantise" and node.inputs[0].op == "state":
@@ -138,10 +140,10 @@ def compile_functions(
         keep.send_out(int(machine.limits.rows * STATES))
         keep.few_rows = machine.limits.rows // PARTS
     if machine.limits.tiles is not None:
-        kernels = {k: n for f in functions.values() for k, n in convolution_kernels(f).items()}
+        kernels = {k: n for f in parted.values() for k, n in convolution_kernels(f).items()}
         most = machine.limits.tiles // SLICES
         keep.send_tiles_out(kernels, int(machine.limits.tiles * STATES), most)
-    selected = {name: select(function, keep) for name, function in functions.items()}
+    selected = {name: select(function, keep) for name, function in parted.items()}
     vector_floor, tile_floor = place_persistent(keep)
     outside_first = place_outside(keep, vector_floor, config.cores)
 
@@ -208,8 +210,10 @@ def compile_functions(
     kernels = [q for q in keep.state_tiles.values() if not q.buffer.outside]
     symbols += [symbol(q.buffer, q.grid, "tiles", q.transposed) for q in kernels]
     for name, selector in selected.items():
-        for tensor in (*selector.stored.values(), *selector.quantised.values()):
-            symbols += symbols_of(tensor, pieces.get(tensor.buffer), f"{name}: ")
+        for node, tensor in (*selector.stored.items(), *selector.quantised.items()):
+            first = selector.fold.turns.get(node, 0) if selector.out.turns > 1 else None
+            prefix = f"{name}: " if first is None else f"{named(name, first)}: "
+            symbols += symbols_of(tensor, pieces.get(tensor.buffer), prefix)
     return Program(
         config,
         {u: tuple(i) for u, i in emitter.units.items()},
@@ -230,6 +234,8 @@ def best_order(steps: StepList, config: MachineConfig, room: int) -> Timeline:
     about ``room`` rows of sums on their way at once."""
     side, queue = config.side, config.matrix.queue_rows
     sums = Sums(steps.exchanges, room, input_cycles(steps, config))
+    if steps.turns > 1:
+        return schedule(steps.steps, side, queue, steady, sums)
     if len(steps.steps) > FEW:
         return schedule(steps.steps, side, queue, products_first, sums)
     halves = split(steps).steps
@@ -405,21 +411,26 @@ def describe_function(function: GraphFunction, selector: Selector, cores: int) -
     """Inputs and outputs of one entry: the batch is that of all cores, outputs are those of each."""
     batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
     t = selector.t
-    columns = [n.name for n in selector.columns]
+    columns = [n.name for n in function.inputs if n.attrs["kind"] == "column"]
+    images = {
+        n.name if (share := share_of(n)) is None else share.whole: image
+        for n, image in selector.images.items()
+    }
     spill = selector.out.spill_rows
     return {
         "batch_size": cores * samples_of(function),
         "inputs": [
             {"name": n.name, "columns": n.shape[1]}
             | (
-                {"image": asdict(selector.images[n]), "octets": bool(n.attrs["octets"])}
-                if n in selector.images
+                {"image": asdict(images[n.name]), "octets": bool(n.attrs["octets"])}
+                if n.name in images
                 else {}
             )
             for n in batch
         ],
         "columns": [columns[i : i + t] for i in range(0, len(columns), t)],
         "scalars": list(scalar_index(function)),
+        "micro_batches": selector.out.turns,
         "spill": spill,
         "seed": any(load.base == "seed" for load in selector.out.loads),
         "outputs": [

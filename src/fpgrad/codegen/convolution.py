@@ -194,13 +194,16 @@ Turns = list[VectorStep]
 to them."""
 
 
-def accumulate(selector: Selector, node: Node, groups: list[list[Turns]]) -> None:
+def accumulate(
+    selector: Selector, node: Node, groups: list[list[Turns]], begun: bool = False
+) -> None:
     """Passes of one tensor in turns.
 
     Args:
         groups: of rows that are read together. All take their first turns, then their second: what products read is
             needed once. Where the rows would fill the chip, one group is finished before the next begins: few rows are
             there at a time, and what products read is loaded for every group.
+        begun: the tensor's rows are there, and every turn adds to them.
     """
     rows = selector.keep.grid(node).row_count
     so_far = Buffer(f"{node.name} so far", "vector", rows, selector.t)
@@ -211,10 +214,12 @@ def accumulate(selector: Selector, node: Node, groups: list[list[Turns]]) -> Non
             for turns, step in zip(group, steps, strict=True):
                 if step is None:
                     continue
-                partial = replace(step.target, buffer=so_far)
-                if turn:
+                if begun and step.matrix is None:
+                    continue
+                # Otherwise the tensor's own rows are written once, and may go out then.
+                partial = step.target if begun else replace(step.target, buffer=so_far)
+                if turn or begun:
                     step.c, step.alu = partial, Alu.ADD
-                # The tensor's own rows are written once, and may go out then.
                 if turn + 1 < len(turns):
                     step.target = partial
                 step.layer, step.phase = layer_of(node), phase_of(node)
@@ -223,11 +228,11 @@ def accumulate(selector: Selector, node: Node, groups: list[list[Turns]]) -> Non
     selector.complete(node)
 
 
-def rows_of(selector: Selector, node: Node) -> tuple[Stored, VectorStep]:
-    """The tensor's place, and a pass that writes the matrix unit's rows to all of it."""
+def rows_of(selector: Selector, node: Node, placed: bool = False) -> tuple[Stored, VectorStep]:
+    """The tensor's place, made unless it is ``placed``, and a pass that writes the matrix unit's rows to all of it."""
     grid = selector.keep.grid(node)
     t = selector.t
-    stored = selector.new_rows(node)
+    stored = selector.stored[node] if placed else selector.new_rows(node)
     tiles = grid.kind == "tiles"
     target = (
         Access(stored.buffer, s2=grid.j * t, s1=t, s0=1) if tiles else Access(stored.buffer, s1=1)
@@ -310,15 +315,21 @@ def _cut(step: VectorStep, outer: tuple[int, ...], loop: int, per: int) -> Itera
         )
 
 
-def conv_weight(selector: Selector, node: Node) -> None:
-    """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``."""
+def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None = None) -> None:
+    """The gradient of a kernel: for each tap the sum over positions and samples of ``X[source]ᵀ · dY``.
+
+    Args:
+        onto: a sum, and the tensor whose rows it is added to, which become the sum's.
+    """
     x, dy = node.inputs
     qx, qy = selector.tiles_of(x), selector.tiles_of(dy)
     windows = node.attrs["windows"]
     grid, t = selector.keep.grid(node), selector.t
     taps = windows[0].taps * windows[1].taps
     per_tap = grid.m // taps
-    stored, whole = rows_of(selector, node)
+    if onto is not None:
+        selector.stored[node] = selector.stored[onto[1]]
+    stored, whole = rows_of(selector, node, onto is not None)
     channels = (x.shape[1], dy.shape[1], node.attrs["groups"])
     rows = max(BAND * t, selector.keep.few_rows // 4)
     some = [
@@ -330,7 +341,7 @@ def conv_weight(selector: Selector, node: Node) -> None:
     ]
     groups: list[list[Turns]] = []
     most = turn_of(selector, qx.grid.j + qy.grid.j)
-    if sum(b.count * b.length for b in some) < per_tap * grid.j:
+    if onto is None and sum(b.count * b.length for b in some) < per_tap * grid.j:
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)
     output, source = maps(windows, qy.grid.m)
@@ -386,7 +397,9 @@ def conv_weight(selector: Selector, node: Node) -> None:
                         matrix.rows = 1
                     pieces += shorter(replace(step, matrix=matrix), most)
             groups[-1].append(pieces or [replace(step, a=Source.ZERO)])
-    accumulate(selector, node, groups)
+    if onto is not None:
+        selector.stored[onto[0]] = stored
+    accumulate(selector, node if onto is None else onto[0], groups, onto is not None)
 
 
 def _terms(h: int, w: int, across_tiles: int) -> tuple[int, int, int]:

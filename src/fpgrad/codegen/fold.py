@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+from fpgrad.codegen.batches import shares, turns
 from fpgrad.codegen.convolution import terms as conv_terms
 from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, STREAMED, Match, candidates, reduction
 from fpgrad.codegen.steps import Scalar, Value
 from fpgrad.codegen.storage import Grid, Walk
 from fpgrad.errors import GraphError
-from fpgrad.graph import ALL_SUM, Function, Node
+from fpgrad.graph import ALL_SUM, JOIN, Function, Node
 from fpgrad.isa.instructions import Source
 
 
@@ -33,27 +34,34 @@ class Folding:
     ) -> None:
         self.t = side
         self.terms = terms
-        self.nodes = function.nodes()
+        self.nodes = [node for node in function.nodes() if node.op != JOIN]
+        self.turns = turns(self.nodes)
         self.uses: Counter[Node] = Counter()
         self.users: dict[Node, list[Node]] = {}
         for node in self.nodes:
             self.uses.update(node.inputs)
             for x in dict.fromkeys(node.inputs):
                 self.users.setdefault(x, []).append(node)
-        self.uses.update(function.roots)
+        results = [x for name, node in function.outputs for _, x in shares(name, node)]
+        self.uses.update([*results, *(value for _, value in function.updates)])
         self.targets: dict[Node, Node] = {}  # new value -> the state that takes its place
         for state, value in function.updates:
             near = state.name not in outside or self.uses[value] == 1
             moved = value.is_leaf or value.op in ("quantise", ALL_SUM)
             if near and not moved and value not in self.targets:
                 self.targets[value] = state
-        self.output_names = {node: name for name, node in function.outputs}
+        self.output_names = {
+            x: name for name, node in function.outputs for _, x in shares(name, node)
+        }
         self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}
         self.matches: dict[Node, Match] = {}
         self.absorbed: set[Node] = set()
         self.unfolds: dict[
             Node, tuple[Node, Value]
         ] = {}  # what is stored -> unfold, and its factor
+        self.added: dict[
+            Node, tuple[Node, Node]
+        ] = {}  # the sum -> what a gradient is added to in its place, and the gradient
 
     def choose(self) -> list[Node]:
         """Fold nodes into passes, users first; returns the nodes to compute, in an order that respects updates."""
@@ -62,7 +70,7 @@ class Folding:
             if node.is_leaf or node in self.absorbed or node.op == "quantise":
                 continue
             roots.append(node)
-            if self.unfolded(node):
+            if self.unfolded(node) or self.adds_in_place(node):
                 continue
             if node.op in ALUS or node.op in FUNCTIONS or node.op == "mul":
                 match = next(
@@ -82,7 +90,9 @@ class Folding:
                 match = reduction(node, self.single)
                 self.matches[node] = match
                 self.absorbed.update(match.absorbed)
-        return self.ordered(sorted(roots[::-1], key=self.levels().__getitem__))
+        roots.reverse()
+        level = self.levels()
+        return self.ordered(sorted(roots, key=lambda node: (self.turns[node], level[node])))
 
     def levels(self) -> dict[Node, int]:
         """The steps of computation behind each node. In their order a kernel's gradient, and its update, come when the
@@ -108,6 +118,18 @@ class Folding:
                     self.unfolds[node] = x, value
                     self.absorbed.add(x)
                     return True
+        return False
+
+    def adds_in_place(self, node: Node) -> bool:
+        """Whether a node adds a kernel's gradient to that of the micro-batches before, which nobody else wants."""
+        if node.op != "add":
+            return False
+        before, gradient = node.inputs
+        able = gradient.op == "conv_weight" and self.single(gradient) and self.single(before)
+        if able and (before.op == "conv_weight" or before.op == "add"):
+            self.added[node] = before, gradient
+            self.absorbed.add(gradient)
+            return True
         return False
 
     def only_gates(self, node: Node) -> bool:

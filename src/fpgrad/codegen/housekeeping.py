@@ -24,6 +24,8 @@ def place_persistent(keep: Persistent) -> tuple[int, int]:
     rows = lay_out(
         [s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side)
     )
+    for buffer, (whole, offset) in keep.inside.items():
+        buffer.base = (whole.base or 0) + offset
     inside = [q.buffer for q in keep.state_tiles.values() if not q.buffer.outside]
     tiles = lay_out(inside)
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fpgrad.codegen.batches import Share, share_of
 from fpgrad.codegen.geometry import Map, band_of
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import Access, Buffer, LoadStep, Value, VectorStep
@@ -83,6 +84,7 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
     """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row."""
     t, octets = selector.t, bool(node.attrs["octets"])
     samples = node.shape[0]
+    share = share_of(node) or Share(node.name, 0, samples)
     if samples % t:
         raise GraphError(f"{node.name}: a batch of images must be a multiple of {t}, not {samples}")
     rows = ceil_div(image.features, t * 4 if octets else t)
@@ -99,12 +101,12 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
         loads.append(
             LoadStep(
                 buffer,
-                node.name,
+                share.whole,
                 t,
                 rows,
                 index="order",
-                index_stride=samples // t,
-                first=m * t,
+                index_stride=share.samples // t,
+                first=share.first + m * t,
                 place=m * lines * t,
                 group_stride=1,
                 row_stride=t,
@@ -113,6 +115,38 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
         )
     buffer.loads = loads[first:] if buffer.outside else []
     return Stored(buffer, grid, "samples")
+
+
+def load_columns(selector: Selector, columns: list[Node]) -> None:
+    """The loads of numbers a sample: those of the same samples together, as many as there are lanes."""
+    t = selector.t
+    by_share: dict[int, list[Node]] = {}
+    for node in columns:
+        share = share_of(node)
+        by_share.setdefault(0 if share is None else share.first, []).append(node)
+    for group in by_share.values():
+        for first in range(0, len(group), t):
+            some = group[first : first + t]
+            grid = selector.keep.grid(some[0])
+            name = f"columns {first // t}"
+            buffer = Buffer(name, "inbox", grid.m * t, t)
+            gather(selector, buffer, some[0], name, 1)
+            for lane, node in enumerate(some):
+                selector.stored[node] = Stored(buffer, grid, "samples", column=lane)
+
+
+def gather(selector: Selector, buffer: Buffer, node: Node, base: str, rows: int) -> None:
+    """A load of an input's samples in the order of the step, ``rows`` for each."""
+    load = LoadStep(buffer, base, node.shape[0], rows, index="order")
+    share = share_of(node)
+    if share is not None:
+        load.base = share.whole if base == node.name else base
+        load.first, load.index_stride = share.first, ceil_div(share.samples, selector.t)
+        if node.shape[0] % selector.t:
+            raise GraphError(
+                f"{node.name}: micro-batches must be a multiple of {selector.t} samples, not {node.shape[0]}"
+            )
+    selector.out.loads.append(load)
 
 
 def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:

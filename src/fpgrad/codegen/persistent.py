@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fpgrad.codegen.batches import Share, share_of
 from fpgrad.codegen.kernels import Layout
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
@@ -34,6 +35,7 @@ class Persistent:
         few_rows: rows of vector memory that a single sum in turns may take.
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
+        shares: micro-batches of metrics' states, by name; inside: where the rows of each lie in those of the whole.
     """
 
     side: int
@@ -43,6 +45,8 @@ class Persistent:
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
+    shares: dict[str, Stored] = field(default_factory=dict)
+    inside: dict[Buffer, tuple[Buffer, int]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
@@ -76,6 +80,9 @@ class Persistent:
 
     def add_state(self, node: Node) -> Stored:
         """The place of a state, made at its first mention."""
+        share = share_of(node)
+        if share is not None:
+            return self.add_share(node, share)
         known = self.states.get(node.name)
         if known is not None:
             if (known.grid.rows, known.grid.columns) != node.shape:
@@ -89,6 +96,18 @@ class Persistent:
         self.states[node.name] = Stored(buffer, grid, grid.kind)
         self.roles[node.name] = node.attrs["role"]
         return self.states[node.name]
+
+    def add_share(self, node: Node, share: Share) -> Stored:
+        """The place of a micro-batch of a state, which is among that of the whole one."""
+        if node.name not in self.shares:
+            whole, grid = self.states[share.whole], self.grid(node)
+            buffer = Buffer(
+                node.name, "vector", grid.row_count, whole.buffer.align, persistent=True
+            )
+            self.shares[node.name] = Stored(buffer, grid, grid.kind)
+            offset = share.first // node.shape[0] * grid.row_count
+            self.inside[buffer] = whole.buffer, offset
+        return self.shares[node.name]
 
     def send_out(self, room: int) -> None:
         """Let the largest states live outside, until the others take no more than ``room`` rows."""

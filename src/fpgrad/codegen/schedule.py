@@ -17,6 +17,7 @@ from fpgrad.codegen.external import groups
 from fpgrad.codegen.flight import Flight, Sums, add_waits
 from fpgrad.codegen.steps import Access, Buffer, Region, VectorStep
 from fpgrad.codegen.timeline import Timeline
+from fpgrad.codegen.turns import Turns
 from fpgrad.isa.instructions import Source
 
 #: Cycles from a pass's last row to its use, as row or as tile. Estimates, for ordering alone.
@@ -232,7 +233,7 @@ def schedule(
         sums, distance: see :func:`depends`.
     """
     items = depends(steps, t, sums, distance)
-    flight = Flight(items, sums)
+    flight, turns = Flight(items, sums), Turns(items)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []
     units = Units(t, queue_rows)
@@ -247,10 +248,12 @@ def schedule(
     timeline = Timeline()
     while ready:
         # If nothing may go, sums need each other: then they all may.
-        able = [item for item in ready if flight.allows(item)] if sums.exchanges else ready
+        able = turns.allowed(ready)
+        able = [item for item in able if flight.allows(item)] if sums.exchanges else able
         best, slot = policy(able or ready, units)
         ready.remove(best)
         flight.note(best)
+        turns.note(best)
         best.start, best.end = slot.start, slot.end
         units.vector_free = slot.end
         units.matrix_free = max(units.matrix_free, slot.matrix_end)
@@ -328,7 +331,17 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
 
 def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """Keep the matrix unit going, in the order of the program: what was begun is finished, so that little is alive."""
-    return _products(ready, units, lambda item: (-item.index,))
+    best, slot = _products(ready, units, lambda item: (-item.index,))
+    # A long pass fits between no two products: those of the next micro-batch must not hold it up for good.
+    held = [
+        item
+        for item in ready
+        if item.step.turn < best.step.turn and not item.products and item.rows_ready <= slot.start
+    ]
+    if held:
+        best = min(held, key=lambda item: item.index)
+        slot = timing(best, units)
+    return best, slot
 
 
 def _products(

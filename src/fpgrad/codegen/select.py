@@ -11,11 +11,20 @@ from collections.abc import Callable
 from functools import partial
 
 from fpgrad.codegen import moves, pooling, reduction
+from fpgrad.codegen.batches import Share, shares
 from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
 from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
 from fpgrad.codegen.geometry import banded
-from fpgrad.codegen.inputs import Image, flatten, image_of, load_image, unfold
+from fpgrad.codegen.inputs import (
+    Image,
+    flatten,
+    gather,
+    image_of,
+    load_columns,
+    load_image,
+    unfold,
+)
 from fpgrad.codegen.kernels import Part, slices
 from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
@@ -47,29 +56,38 @@ class Selector:
         self.function = function
         self.keep = persistent
         self.t = persistent.side
-        self.out = StepList(function.name)
         self.fold = Folding(function, self.t, persistent.terms, persistent.outside)
+        self.out = StepList(function.name, turns=len(set(self.fold.turns.values())))
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}
         self.sliced: dict[tuple[Buffer, bool], list[Part]] = {}
-        self.columns: list[Node] = []
         self.sent: dict[str, Stored] = {}
 
     def run(self) -> StepList:
         """Select the whole function."""
         roots = self.fold.choose()
         self.declare_inputs()
-        for node in self.fold.nodes:
-            if node.op == "quantise" and node.inputs[0].op == "input":
+        inputs = [n for n in self.fold.nodes if n.op == "quantise" and n.inputs[0].op == "input"]
+        # What is computed of one micro-batch comes before what is computed of the next.
+        turns = {first: turn for turn, first in enumerate(sorted(set(self.fold.turns.values())))}
+        for node in sorted([*inputs, *roots], key=self.fold.turns.__getitem__):
+            done = len(self.out.steps)
+            if node.op == "quantise":
                 self.quantise_input(node)
-        for node in roots:
-            self.compute(node)
+            else:
+                self.compute(node)
+            for step in self.out.steps[done:]:
+                step.turn = turns[self.fold.turns[node]]
+        last = len(self.out.steps)
         for state, value in self.function.updates:
             if self.fold.targets.get(value) is not state:
                 self.copy_to_state(state, value)
         for name, node in self.function.outputs:
-            self.output(name, node)
+            for share, part in shares(name, node):
+                self.output(share, part)
+        for step in self.out.steps[last:]:
+            step.turn = self.out.turns - 1
         return self.out
 
     def declare_inputs(self) -> None:
@@ -77,7 +95,7 @@ class Selector:
         t = self.t
         inputs = self.function.inputs
         batch = [n for n in inputs if n.attrs["kind"] == "batch"]
-        self.columns = [n for n in inputs if n.attrs["kind"] == "column"]
+        columns = [n for n in inputs if n.attrs["kind"] == "column"]
         scalars = [n for n in inputs if n.attrs["kind"] == "scalar" and self.fold.uses[n]]
         seeds = [n for n in inputs if n.attrs["kind"] == "seed" and self.fold.uses[n]]
         for node in self.fold.nodes:
@@ -91,16 +109,9 @@ class Selector:
                 continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
-            self.out.loads.append(LoadStep(buffer, node.name, node.shape[0], grid.j, index="order"))
+            gather(self, buffer, node, node.name, grid.j)
             self.stored[node] = Stored(buffer, grid, "samples")
-        for first in range(0, len(self.columns), t):
-            some = self.columns[first : first + t]
-            grid = self.keep.grid(some[0])
-            name = f"columns {first // t}"
-            buffer = Buffer(name, "inbox", grid.m * t, t)
-            self.out.loads.append(LoadStep(buffer, name, some[0].shape[0], 1, index="order"))
-            for lane, node in enumerate(some):
-                self.stored[node] = Stored(buffer, grid, "samples", column=lane)
+        load_columns(self, columns)
         if len(scalars) > t:
             raise GraphError(
                 f"{self.function.name}: {len(scalars)} scalar inputs, the scalar file holds {t}; "
@@ -294,6 +305,9 @@ class Selector:
                 self.finish(node, step, node, Walk.NORMAL)
         elif node.op == "conv_weight":
             conv_weight(self, node)
+        elif node in self.fold.added:
+            before, gradient = self.fold.added[node]
+            conv_weight(self, gradient, (node, before))
         elif node.op == "pool":
             pooling.pool(self, node)
         elif node.op == "pool_max_grad":
@@ -448,9 +462,9 @@ class Selector:
         if before is not None:
             self.stored[value] = before
 
-    def output(self, name: str, node: Node) -> None:
-        """Send a tensor to DRAM through the outbox."""
-        grid = self.keep.grid(node)
+    def output(self, share: Share, node: Node) -> None:
+        """Send an output, or a micro-batch of one, to DRAM through the outbox."""
+        name, grid = share.whole, self.keep.grid(node)
         stored = self.stored.get(node)
         if stored is None or stored.buffer.place != "outbox":
             walk = Walk.TRANSPOSED if stored is not None and stored.transposed else Walk.NORMAL
@@ -462,10 +476,12 @@ class Selector:
             if stored is not None:
                 self.stored[node] = stored
             stored = sent
+        whole = Grid(share.samples, node.shape[1], self.t)
+        offset = share.first // node.shape[0] * grid.row_count
         self.out.stores.append(
-            StoreStep(stored.buffer, name, grid.row_count, step_stride=grid.row_count)
+            StoreStep(stored.buffer, name, grid.row_count, offset, step_stride=whole.row_count)
         )
-        self.sent[name] = stored
+        self.sent[name] = Stored(stored.buffer, whole, stored.kind, stored.transposed)
 
 
 def select(function: Function, persistent: Persistent) -> Selector:

@@ -209,6 +209,7 @@ class VectorStep:
     columns: bool = False  # each iteration of i1 is a tile of samples
     flow: bool = False  # tiles take the rows of i1 and i0 as they come
     again: bool = False  # made a second time: not before those who read it have all else
+    turn: int = 0  # of the micro-batches: those before come first
     first: bool = False  # before all others
     known: dict[str, list[Region]] = field(default_factory=dict, init=False, repr=False)
 
@@ -396,7 +397,7 @@ class Move:
 
 @dataclass
 class StepList:
-    """Everything one entry of a program does in a step.
+    """Everything one entry of a program does in a step; ``turns``: of micro-batches, one after the other.
 
     Args:
         loads: inputs that come whole. fetches: those that come in pieces, which are among the moves.
@@ -409,6 +410,7 @@ class StepList:
     moves: list[Move] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     fetches: list[LoadStep] = field(default_factory=list)
+    turns: int = 1
 
     @property
     def spill_rows(self) -> int:

@@ -172,11 +172,13 @@ def summarise(
     clock_hz: float = 100e6,
     saturations: Mapping[str, int] | None = None,
     samples: int | None = None,
+    schedule: str | None = None,
 ) -> StepSummary:
     """The cost of one step of ``entry``, counted by the cycle model in the steady state of a long run.
 
     Args:
         samples: of the user's batch, where the compiled one is larger: the rest is padding.
+        schedule: how the step goes through the batch, and why; what the program knows of it by default.
 
     Raises:
         ProgramError: no such entry.
@@ -185,6 +187,8 @@ def summarise(
     compiled = int(program.meta["functions"][entry]["batch_size"])
     samples = compiled if samples is None else min(samples, compiled)
     cores = program.config.cores
+    parts = int(program.meta["functions"][entry].get("micro_batches", 1))
+    known = "layer by layer" if parts == 1 else f"{parts} micro-batches"
     notes: list[str] = []
     moved = dram_bytes(program, entry) / samples
     spill = cores * program.meta["functions"][entry]["spill"] * program.config.side * 4
@@ -221,5 +225,5 @@ def summarise(
             dsp_note=note,
         ),
         saturations=tuple((saturations or {}).items()),
-        notes=(external, *notes),
+        notes=(external, *notes, f"Schedule: {schedule or known}"),
     )

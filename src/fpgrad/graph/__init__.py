@@ -4,6 +4,7 @@
 """
 
 from fpgrad.graph import builder
+from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.evaluate import evaluate, evaluate_cores, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
 from fpgrad.graph.ops import ALL_SUM, OPS
@@ -15,9 +16,11 @@ from fpgrad.graph.window import Window, Windows
 __all__ = [
     "ALL_SUM",
     "INPUT_KINDS",
+    "JOIN",
     "OPS",
     "STAGES",
     "STATE_ROLES",
+    "TAKE",
     "Function",
     "Node",
     "OpRecord",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Node, Shape
 from fpgrad.graph.ops import ALL_SUM, OPS
@@ -264,6 +265,16 @@ def slice_cols(x: Operand, start: int, stop: int, name: str = "") -> Node:
 def uniform(seed: Node, shape: Shape, stream: int, name: str = "") -> Node:
     """Uniform numbers in [1, 2); `stream` tells apart the generators of one function."""
     return make("uniform", (seed,), name, shape=_check_shape("uniform", name, shape), stream=stream)
+
+
+def take_samples(x: Node, first: int, count: int, name: str = "") -> Node:
+    """Rows first to first + count of an input, or of a metric's state, with a row a sample."""
+    return make(TAKE, (x,), name, first=first, count=count)
+
+
+def join_samples(parts: Sequence[Operand], name: str = "") -> Node:
+    """Micro-batches of equal size one after the other, as an output or a state's new value."""
+    return make(JOIN, parts, name)
 
 
 # Machine ops on feature maps (see fpgrad.graph.maps)

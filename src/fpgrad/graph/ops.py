@@ -3,7 +3,7 @@
 The evaluation here is the definition that gradients, decompositions and (within their formats'
 error) the compiled programs are checked against. `machine` marks the ops code generation accepts;
 the others are rewritten into those by `fpgrad.transform.decompose`. The records of the ops on feature
-maps are in `maps`.
+maps are in `maps`, those on micro-batches in `batches`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.batches import BATCH_RECORDS
 from fpgrad.graph.maps import MAP_RECORDS
 from fpgrad.graph.node import Shape
 from fpgrad.graph.record import Array, Attrs, OpRecord
@@ -378,7 +379,9 @@ _RECORDS = (
     OpRecord("spatial_dropout", 1, _spatial, lambda x, _: x[0], attrs=("rate", "positions")),
 )
 
-OPS: Mapping[str, OpRecord] = {record.name: record for record in (*_RECORDS, *MAP_RECORDS)}
+OPS: Mapping[str, OpRecord] = {
+    record.name: record for record in (*_RECORDS, *MAP_RECORDS, *BATCH_RECORDS)
+}
 """Every op by name. The leaves `input`, `state` and `const` are not ops: they compute nothing."""
 
 LEAF_ATTRS: Mapping[str, tuple[str, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fpgrad.errors import GraphError, GraphVerifyError
+from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.node import Function, Node
 from fpgrad.graph.ops import LEAF_ATTRS, OPS
 from fpgrad.graph.window import taps
@@ -109,12 +110,28 @@ def _check_node(node: Node, problems: list[str]) -> None:
     seeds = [x for x in node.inputs if x.attrs.get("kind") == "seed"]
     if (node.op == "uniform") != bool(seeds):
         problems.append(f"{describe(node)}: a seed feeds uniform, and nothing else does")
-    if node.op == "unfold" and node.inputs[0].attrs.get("kind") != "batch":
-        problems.append(
-            f"{describe(node)}: only batch inputs unfold, not {describe(node.inputs[0])}"
-        )
+    _check_samples(node, problems)
     if OPS[node.op].product:
         _check_blocks(node, problems)
+
+
+def _check_samples(node: Node, problems: list[str]) -> None:
+    """What reads inputs as they lie in memory, and what only the end of a step may do."""
+    (x, *_) = node.inputs
+    whole = x.inputs[0] if x.op == TAKE else x
+    if node.op == "unfold" and whole.attrs.get("kind") != "batch":
+        problems.append(f"{describe(node)}: only batch inputs unfold, not {describe(x)}")
+    if node.op == TAKE and not (
+        x.attrs.get("kind") in ("batch", "column") or x.attrs.get("role") == "metric"
+    ):
+        problems.append(
+            f"{describe(node)}: samples are taken of inputs and metrics, not of {describe(x)}"
+        )
+    problems.extend(
+        f"{describe(node)}: {describe(x)} is an output or a state's new value, no operand"
+        for x in node.inputs
+        if x.op == JOIN
+    )
 
 
 def _check_blocks(node: Node, problems: list[str]) -> None:

@@ -21,8 +21,9 @@ from fpgrad.frontend.lowered import Lowered
 from fpgrad.frontend.weights import KernelLayout
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
-from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
+from fpgrad.keras.functions import OUTPUTS_STATE, Steps, with_host_metrics
 from fpgrad.keras.metrics import EpochMetrics, result_names
+from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.seeds import StepSeeds
 from fpgrad.keras.sources import Placed
 from fpgrad.transform import slot_state
@@ -62,13 +63,13 @@ class Compiled:
     steps: Steps
     session: Any
     links: tuple[_Link, ...]
-    cores: int = 1
+    rows: int
     synced: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
-        """Samples in a compiled batch, of all cores together."""
-        return self.cores * self.lowered.batch_size
+        """Samples in a compiled batch, of all cores and micro-batches together."""
+        return self.rows
 
     @cached_property
     def _inputs(self) -> frozenset[str]:
@@ -126,14 +127,24 @@ class Trial:
 class Device:
     """Compiles a Keras model on demand, runs steps, and moves variables.
 
-    ``side`` is that of the machine's tiles, ``cores`` how many it has.
+    ``scheduler`` knows the machine's tiles and cores. ``open_program`` opens a session for a program that choosing a
+    schedule has made already.
     """
 
-    def __init__(self, model: Any, open_session: OpenSession, side: int, cores: int = 1) -> None:
+    def __init__(
+        self,
+        model: Any,
+        open_session: OpenSession,
+        scheduler: Scheduler,
+        open_program: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.model = model
         self._open_session = open_session
-        self._side = side
-        self._cores = cores
+        self._open_program = open_program
+        self._scheduler = scheduler
+        self._side = scheduler.side
+        self._cores = scheduler.cores
+        self._steps: dict[tuple[bool, int], Steps] = {}
         self._descriptions: dict[bool, Lowered] = {}
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
@@ -161,11 +172,14 @@ class Device:
         batch_size = self._rows(batch_size, training)
         found = self._find(batch_size, training, exact)
         if found is None:
-            lowered = self._lowered(batch_size, training)
-            steps = build_steps(lowered, self._cores)
-            session = self._open_session(steps.functions)
+            lowered = self._lowered(batch_size // self._cores, training)
+            steps = self._scheduled(batch_size, training)
+            if steps.program is not None and self._open_program is not None:
+                session = self._open_program(steps.program)
+            else:
+                session = self._open_session(steps.functions)
             links = _links(self.model, lowered, steps)
-            found = Compiled(lowered, steps, session, links, self._cores)
+            found = Compiled(lowered, steps, session, links, batch_size)
             self._compiled[training, batch_size] = found
             self.seconds.clear()
         if self._ahead is not None and self._ahead is not found:
@@ -190,13 +204,23 @@ class Device:
         core's part fills whole tiles.
         """
         rows = max(-(-batch_size // self._cores), SMALLEST_BATCH)
-        if self.description(training=training).has_maps:
+        if self.description(training=training).has_maps or self._scheduler.whole_tiles:
             rows = -(-rows // self._side) * self._side
         return self._cores * rows
 
     def _lowered(self, rows: int, training: bool) -> Lowered:
-        """The model for a core's part of a compiled batch."""
-        return self._settled(lower(self.model, rows // self._cores, training=training))
+        """The model for so many samples of a core."""
+        return self._settled(lower(self.model, rows, training=training))
+
+    def _scheduled(self, rows: int, training: bool) -> Steps:
+        """The functions for a compiled batch; those that took compiling are kept."""
+        found = self._steps.get((training, rows))
+        if found is None:
+            mine = rows // self._cores
+            found = self._scheduler.steps(lambda n: self._lowered(n, training), mine)
+            if found.program is not None:
+                self._steps[training, rows] = found
+        return found
 
     def _settled(self, lowered: Lowered) -> Lowered:
         if lowered.training is None:
@@ -212,9 +236,9 @@ class Device:
         return EpochMetrics(self.model, training, self._names)
 
     def steps(self, batch_size: int, *, training: bool) -> Steps:
-        """Returns the graph functions for a batch size, without compiling them."""
-        rows = self._rows(batch_size, training)
-        return build_steps(self._lowered(rows, training), self._cores)
+        """Returns the graph functions for a batch size, compiled only if the choice of a schedule takes it."""
+        self._forget_if_changed()
+        return self._scheduled(self._rows(batch_size, training), training)
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:
@@ -251,6 +275,7 @@ class Device:
                     self._past_counts[name] = self._past_counts.get(name, 0) + count
             self._compiled.clear()
             self._descriptions.clear()
+            self._steps.clear()
             self._names = None
             self._fingerprint = fingerprint
 

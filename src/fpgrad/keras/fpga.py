@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fpgrad.errors import InvalidArgumentError, SaturationWarning, UnsupportedFrameworkError
+from fpgrad.flow.schedules import Wanted
 from fpgrad.graph import Function
 from fpgrad.keras import loops
 from fpgrad.keras.adapters import (
@@ -22,6 +23,8 @@ from fpgrad.keras.adapters import (
 )
 from fpgrad.keras.data import Layout
 from fpgrad.keras.device import Device, OpenSession
+from fpgrad.keras.functions import Steps
+from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.sources import Source, open_source
 
 __all__ = ["BACKENDS", "FPGA", "machine_of"]
@@ -44,12 +47,15 @@ class FPGA:
         backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
         config: the machine's configuration, None for the default: a `MachineConfig` or a `Machine`.
             Each batch is shared among its cores.
+        schedule: how a step goes through a core's batch: "layers", layer by layer; "samples", one tile of samples after
+            the other, gradients added up; "auto", the former unless something would have to wait in external memory and
+            the latter takes fewer cycles. `summary` says which it is, and why.
         open_session: replaces backend and config: a function from the graph functions by name
             ("train", "evaluate", "predict") to a session.
 
     Raises:
         UnsupportedFrameworkError: if ``model`` is not a Keras model.
-        InvalidArgumentError: if there is no such backend.
+        InvalidArgumentError: if there is no such backend or schedule.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class FPGA:
         backend: Backend = "emulator",
         config: Any = None,
         *,
+        schedule: Wanted = "auto",
         open_session: OpenSession | None = None,
     ) -> None:
         import keras
@@ -73,12 +80,19 @@ class FPGA:
         self.config = config
         machine = _formats(config)
         opener = open_session or self._open_session
-        self._device = Device(model, opener, machine.side, machine.cores)
+        compiling = open_session is None
+        scheduler = Scheduler(machine.side, machine.cores, schedule, config, compiling)
+        self._device = Device(model, opener, scheduler, self._open_program)
 
     def _open_session(self, functions: Mapping[str, Function]) -> Any:
         from fpgrad.flow.build import build_session
 
         return build_session(functions, self.backend, self.config)
+
+    def _open_program(self, program: Any) -> Any:
+        from fpgrad.flow.build import open_session
+
+        return open_session(program, self.backend)
 
     # Keras's methods ---------------------------------------------------------------------------
 
@@ -227,7 +241,12 @@ class FPGA:
         return self._device.counters()
 
     def functions(self, batch_size: int = 32) -> Mapping[str, Function]:
-        """Returns the graph functions of training for batches of ``batch_size`` samples."""
+        """Returns the graph functions of training for batches of ``batch_size`` samples.
+
+        Raises:
+            ModelNotCompiledError, UnsupportedModelError: as `program` does.
+            InvalidArgumentError: if the schedule "samples" was asked for and a layer couples samples.
+        """
         return self._device.steps(batch_size, training=True).functions
 
     def program(self, batch_size: int = 32) -> Any:
@@ -237,10 +256,16 @@ class FPGA:
             ModelNotCompiledError: if ``model.compile`` was not called.
             UnsupportedModelError: with everything in the model that cannot be compiled.
             MemoryCapacityError: if the machine given as ``config`` is too small.
+            InvalidArgumentError: if the schedule "samples" was asked for and a layer couples samples.
         """
+        return self._program(self._device.steps(batch_size, training=True))
+
+    def _program(self, steps: Steps) -> Any:
         from fpgrad.flow.build import compile_model
 
-        return compile_model(self.functions(batch_size), self.config)
+        if steps.program is not None:
+            return steps.program
+        return compile_model(steps.functions, self.config)
 
     def summary(self, *, clock_hz: float = 100e6, batch_size: int | None = None) -> str:
         """Returns a report: cycles by layer and phase, utilisation, memory, what a chip needs.
@@ -253,7 +278,8 @@ class FPGA:
         from fpgrad.report import render
 
         samples = batch_size or self._device.last_batch_size or 32
-        program = self.program(samples)
+        steps = self._device.steps(samples, training=True)
+        program = self._program(steps)
         saturated = {name: n for name, n in self.counters.items() if name.startswith("saturated")}
         return render(
             summarise(
@@ -262,6 +288,7 @@ class FPGA:
                 clock_hz=clock_hz,
                 saturations={name: n for name, n in saturated.items() if n},
                 samples=samples,
+                schedule=str(steps.schedule),
             )
         )
 

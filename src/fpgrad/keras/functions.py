@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpgrad.flow.schedules import Schedule
 from fpgrad.frontend.lowered import (
     HostMetric,
     LossSpec,
@@ -20,6 +21,7 @@ from fpgrad.frontend.lowered import (
     Training,
 )
 from fpgrad.graph import Function, Node, Shape
+from fpgrad.isa.program import Program
 from fpgrad.transform import (
     L1L2,
     MetricTerm,
@@ -48,20 +50,24 @@ _LARGE_EPSILON = 1e-6
 class Steps:
     """The functions of a session by name, and the optimizer whose scalars the host computes.
 
-    The functions are of stage "quantised", what code generation takes.
+    The functions are of stage "quantised", what code generation takes. ``schedule`` says how they go through a batch,
+    ``program`` is there if they have been compiled already.
     """
 
     functions: Mapping[str, Function]
     optimizer: Optimizer | None
     seeded: bool
+    schedule: Schedule | None = None
+    program: Program | None = None
 
 
-def build_steps(lowered: Lowered, cores: int = 1) -> Steps:
+def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
     """Returns "predict" and, if the model was lowered for training, "train" and "evaluate".
 
-    ``lowered`` is the model for the samples that one of the machine's cores has.
+    ``lowered`` is the model for the samples that one of the machine's cores has at a time, ``parts`` how many times that
+    many it has in a step.
     """
-    predict = lower(build_prediction(lowered.forward), cores=cores)
+    predict = lower(build_prediction(lowered.forward), cores=cores, parts=parts)
     training = lowered.training
     if training is None:
         return Steps({"predict": predict}, None, seeded=False)
@@ -79,8 +85,8 @@ def build_steps(lowered: Lowered, cores: int = 1) -> Steps:
     evaluate = build_evaluation(lowered.forward, loss, metrics, regularisers)
     seeded = any(node.attrs["kind"] == "seed" for node in train.inputs)
     functions = {
-        "train": lower(train, cores=cores),
-        "evaluate": lower(evaluate, cores=cores),
+        "train": lower(train, cores=cores, parts=parts),
+        "evaluate": lower(evaluate, cores=cores, parts=parts),
         "predict": predict,
     }
     return Steps(functions, optimizer, seeded=seeded)

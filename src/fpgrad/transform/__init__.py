@@ -3,6 +3,7 @@
 Losses, metrics, regularisers and optimizers are in the modules of those names.
 """
 
+from fpgrad.transform.accumulate import Accumulate, coupling
 from fpgrad.transform.build import (
     LOSS_SUM,
     REGULARISATION_SUM,
@@ -24,6 +25,7 @@ __all__ = [
     "LOSS_SUM",
     "LOWERING",
     "REGULARISATION_SUM",
+    "Accumulate",
     "LossTerm",
     "MetricTerm",
     "Optimizer",
@@ -32,6 +34,7 @@ __all__ = [
     "build_evaluation",
     "build_prediction",
     "build_training",
+    "coupling",
     "lower",
     "lowering",
     "partial_sums",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fpgrad.errors import GraphError
-from fpgrad.graph import ALL_SUM, OPS, Function, Node, describe
+from fpgrad.graph import ALL_SUM, OPS, TAKE, Function, Node, describe
 from fpgrad.graph import builder as g
 from fpgrad.transform.rewrite import rewrite, with_inputs
 from fpgrad.transform.step_inputs import batch_rows
@@ -47,10 +47,8 @@ def partial_sums(function: Function) -> list[Node]:
         GraphError: with everything in the function that is computed of several samples and is no sum over
             them, and with what would come to differ between cores without being a number a sample.
     """
-    samples = batch_rows(function)
-    finder = _Finder(samples)
-    for node in function.nodes():
-        finder.look_at(node)
+    samples = micro_batch_rows(function)
+    finder = found_in(function)
     for name, node in function.outputs:
         if node not in finder.split:
             finder.refuse(f"output {name!r}, {describe(node)}, has no row for each sample")
@@ -65,11 +63,31 @@ def partial_sums(function: Function) -> list[Node]:
     if finder.problems:
         listed = "\n  ".join(finder.problems)
         raise GraphError(f"function {function.name!r} cannot be divided among cores:\n  {listed}")
-    summed = {x for node in function.nodes() if node.op == ALL_SUM for x in node.inputs}
+    summed: set[Node] = set()
+    reached = [x for node in function.nodes() if node.op == ALL_SUM for x in node.inputs]
+    while reached:
+        node = reached.pop()
+        summed.add(node)
+        if node.op == "add":  # of micro-batches
+            reached.extend(node.inputs)
     return [node for node in finder.parts if node not in summed]
 
 
-class _Finder:
+def micro_batch_rows(function: Function) -> int:
+    """Samples that are computed at a time: those of the batch, unless it is taken apart."""
+    taken = (node.attrs["count"] for node in function.nodes() if node.op == TAKE)
+    return next(taken, batch_rows(function))
+
+
+def found_in(function: Function) -> Finder:
+    """What of a function has rows that are samples, and what sums them up."""
+    finder = Finder(micro_batch_rows(function))
+    for node in function.nodes():
+        finder.look_at(node)
+    return finder
+
+
+class Finder:
     """Follows through a function, operands first, which tensors have rows that are a core's samples.
 
     Attributes:
@@ -96,7 +114,8 @@ class _Finder:
                 self.split.add(node)
         elif node.op == "state":
             # A metric has a number a sample, which the host adds up, or one for the whole step.
-            if node.attrs["role"] == "metric" and node.shape[0] == self.samples:
+            rows = node.shape[0]
+            if node.attrs["role"] == "metric" and rows >= self.samples and not rows % self.samples:
                 self.split.add(node)
         elif node.op == "uniform":
             # Each core's generators have a seed of their own.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fpgrad.errors import GraphError, GraphVerifyError
 from fpgrad.graph import Function, verify
+from fpgrad.transform.accumulate import Accumulate
 from fpgrad.transform.cores import SumOverCores
 from fpgrad.transform.decompose import Decompose
 from fpgrad.transform.pools import MaxPoolBeforeRelu
@@ -20,12 +21,14 @@ LOWERING: tuple[Pass, ...] = (Decompose(), Simplify(), RowSumsOnArray(), Quantis
 """From stage `training` to stage `quantised`, for one core."""
 
 
-def lowering(cores: int) -> tuple[Pass, ...]:
-    """From stage `training` to stage `quantised`, for a machine of so many cores."""
-    if cores == 1:
-        return LOWERING
-    *before, last = LOWERING
-    return (*before, SumOverCores(), last)
+def lowering(cores: int, parts: int = 1) -> tuple[Pass, ...]:
+    """From stage `training` to stage `quantised`, for a machine of so many cores and by so many micro-batches."""
+    *passes, last = LOWERING
+    if cores > 1:
+        passes.append(SumOverCores())
+    if parts > 1:
+        passes.append(Accumulate(parts))
+    return (*passes, last)
 
 
 def run_pass(one: Pass, function: Function) -> Function:
@@ -63,9 +66,11 @@ def lower(
     function: Function,
     observe: Callable[[str, Function], None] | None = None,
     cores: int = 1,
+    parts: int = 1,
 ) -> Function:
     """A function of stage `training` to stage `quantised`, ready for code generation.
 
     cores: of the machine. With several, the function's batch is the part that one core has.
+    parts: micro-batches that a core computes one by one; the function's batch is one of them, and the result's all.
     """
-    return run_pipeline(lowering(cores), function, observe)
+    return run_pipeline(lowering(cores, parts), function, observe)

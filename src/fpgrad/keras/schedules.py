@@ -1,0 +1,75 @@
+"""A model's functions for a batch, by the schedule that was asked for or chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fpgrad.flow.schedules import Wanted, check_wanted, choose
+from fpgrad.frontend.lowered import Lowered
+from fpgrad.graph import Function
+from fpgrad.keras.functions import Steps, build_steps
+
+__all__ = ["Scheduler"]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Makes the functions of a batch.
+
+    Args:
+        side: of the machine's tiles. cores: how many it has.
+        wanted: "auto", "layers" or "samples".
+        config: the machine's configuration as `FPGA` takes it.
+        compiling: whether the programs of several schedules may be compared.
+
+    Raises:
+        InvalidArgumentError: if there is no such schedule.
+    """
+
+    side: int
+    cores: int = 1
+    wanted: Wanted = "layers"
+    config: Any = None
+    compiling: bool = False
+
+    def __post_init__(self) -> None:
+        check_wanted(self.wanted)
+
+    @property
+    def whole_tiles(self) -> bool:
+        """Whether batches are padded to whole tiles of samples, so that they can be taken apart."""
+        return self.wanted == "samples"
+
+    def steps(self, lowered: Callable[[int], Lowered], rows: int) -> Steps:
+        """Returns the functions for ``rows`` samples of a core.
+
+        Args:
+            lowered: the model for so many samples.
+            rows: those of the batch; whole tiles, if `whole_tiles` says so.
+
+        Raises:
+            InvalidArgumentError: if the schedule that is wanted is not possible, with the layers that are in its way.
+            MemoryCapacityError: if programs were compared and the machine is too small for all of them.
+        """
+        whole = build_steps(lowered(rows), self.cores)
+
+        def micro_batches(parts: int) -> Mapping[str, Function]:
+            return build_steps(lowered(rows // parts), self.cores, parts).functions
+
+        chosen = choose(
+            whole.functions,
+            micro_batches,
+            rows,
+            self.side,
+            self.wanted,
+            self.config,
+            compiling=self.compiling,
+        )
+        return replace(
+            whole,
+            functions=chosen.functions,
+            schedule=chosen.schedule,
+            program=chosen.program,
+        )
