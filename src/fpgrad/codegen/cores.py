@@ -1,6 +1,7 @@
 """One program for several cores: where each finds its samples and seeds, and leaves what only it has.
 
-All else lies in one place for all cores: they load the same weights, and store the same.
+All else lies in one place for all cores: they load the same weights, and store the same. Cores share either the
+samples of a batch or the channels of the layers; then all load the same samples, and store the same outputs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from fpgrad.errors import GraphError
 from fpgrad.graph import Function, Node, describe
 from fpgrad.isa.config import MachineConfig
 from fpgrad.transform import partial_sums
+
+
+def channels_shared(functions: Mapping[str, Function]) -> bool:
+    """Whether cores share channels, not samples."""
+    return any(function.parts for function in functions.values())
 
 
 def spread(steps: StepList, cores: int, side: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
-from fpgrad.graph import ALL_SUM, OPS, Function, Node
+from fpgrad.graph import ALL_SUM, OPS, Function, Node, Parts
 from fpgrad.graph.window import taps
 
 
@@ -28,6 +28,7 @@ class Persistent:
         bits: the memory for tensors of zeros and ones.
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
+        parts: of the states that every core has another part of.
     """
 
     side: int
@@ -37,6 +38,7 @@ class Persistent:
     states: dict[str, Stored] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
     roles: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
     constant_rows: dict[Buffer, NDArray[np.float64]] = field(default_factory=dict)
@@ -47,6 +49,10 @@ class Persistent:
     def grid(self, node: Node) -> Grid:
         """The node's shape in tiles."""
         return Grid(*node.shape, self.side, self.blocks.get(node, 1))
+
+    def own(self, name: str) -> bool:
+        """Whether each core has a state in the image for itself: metrics, and parts of divided tensors."""
+        return self.roles[name] == "metric" or name in self.parts
 
     def find_blocks(self, function: Function) -> None:
         """Follow kernels' blocks through what is computed element by element from them."""

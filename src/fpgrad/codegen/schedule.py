@@ -117,13 +117,13 @@ def depends(
             ledger.read.setdefault(region.buffer, []).append((region, item))
         for region in writes:
             ledger.write(region, item)
-        if step.op != "pass":
+        if step.op == "scalars" or (step.op == "seed" and random is None):
             prologue.append(item)
         else:
             for p in prologue:
                 item.before.setdefault(p, 0)
         if (
-            Source.RANDOM in step.operands
+            Source.RANDOM in step.operands or step.op == "seed"
         ):  # the generators are a sequence: keep the order of their users
             if random is not None:
                 item.before.setdefault(random, 0)
