@@ -21,7 +21,14 @@ from fpgrad.frontend.lowered import Lowered
 from fpgrad.frontend.weights import KernelLayout
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
-from fpgrad.keras.functions import OUTPUTS_STATE, Steps, build_steps, with_host_metrics
+from fpgrad.keras.functions import (
+    OUTPUTS_STATE,
+    Steps,
+    build_steps,
+    split_steps,
+    with_host_metrics,
+    work,
+)
 from fpgrad.keras.metrics import EpochMetrics, result_names
 from fpgrad.keras.seeds import StepSeeds
 from fpgrad.keras.sources import Placed
@@ -56,19 +63,22 @@ class _Link:
 
 @dataclass
 class Compiled:
-    """A session for one batch size, with the values that both sides had when last compared."""
+    """A session for one batch size, with the values that both sides had when last compared.
+
+    ``shares`` says among how many cores the samples are divided: one where all have all of them.
+    """
 
     lowered: Lowered
     steps: Steps
     session: Any
     links: tuple[_Link, ...]
-    cores: int = 1
+    shares: int = 1
     synced: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         """Samples in a compiled batch, of all cores together."""
-        return self.cores * self.lowered.batch_size
+        return self.shares * self.lowered.batch_size
 
     @cached_property
     def _inputs(self) -> frozenset[str]:
@@ -135,6 +145,7 @@ class Device:
         self._side = side
         self._cores = cores
         self._descriptions: dict[bool, Lowered] = {}
+        self._split: dict[tuple[bool, int], tuple[Lowered, Steps] | None] = {}
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
         self._ahead: Compiled | None = None
@@ -158,14 +169,15 @@ class Device:
             exact: whether a larger machine than needed is refused, because padding costs cycles.
         """
         self._forget_if_changed()
-        batch_size = self._rows(batch_size, training)
+        samples = batch_size
+        batch_size = self._rows(samples, training)
         found = self._find(batch_size, training, exact)
         if found is None:
-            lowered = self._lowered(batch_size, training)
-            steps = build_steps(lowered, self._cores)
+            lowered, steps = self._built(samples, training)
             session = self._open_session(steps.functions)
             links = _links(self.model, lowered, steps)
-            found = Compiled(lowered, steps, session, links, self._cores)
+            shares = batch_size // lowered.batch_size
+            found = Compiled(lowered, steps, session, links, shares)
             self._compiled[training, batch_size] = found
             self.seconds.clear()
         if self._ahead is not None and self._ahead is not found:
@@ -186,17 +198,54 @@ class Device:
     def _rows(self, batch_size: int, training: bool) -> int:
         """Samples in the compiled batch that holds ``batch_size``; what is too many is padding.
 
-        Each core has as many. A tile of a feature map holds samples of one position, so that a
-        core's part fills whole tiles.
+        Each core has as many, or all of them where cores share channels.
         """
-        rows = max(-(-batch_size // self._cores), SMALLEST_BATCH)
+        if self._together(batch_size, training) is not None:
+            return self._share(batch_size, training, 1)
+        return self._cores * self._share(batch_size, training, self._cores)
+
+    def _share(self, batch_size: int, training: bool, cores: int) -> int:
+        """Samples that each of some cores has of a batch.
+
+        A tile of a feature map holds samples of one position, so that a core's part fills whole tiles.
+        """
+        rows = max(-(-batch_size // cores), SMALLEST_BATCH)
         if self.description(training=training).has_maps:
             rows = -(-rows // self._side) * self._side
-        return self._cores * rows
+        return rows
 
-    def _lowered(self, rows: int, training: bool) -> Lowered:
-        """The model for a core's part of a compiled batch."""
-        return self._settled(lower(self.model, rows // self._cores, training=training))
+    def _built(self, batch_size: int, training: bool) -> tuple[Lowered, Steps]:
+        """The model for what each core has of a batch, and its functions."""
+        together = self._together(batch_size, training)
+        return self._apart(batch_size, training) if together is None else together
+
+    def _apart(self, batch_size: int, training: bool) -> tuple[Lowered, Steps]:
+        """The model for a core's part of the samples."""
+        lowered = self._lowered(self._share(batch_size, training, self._cores), training)
+        return lowered, build_steps(lowered, self._cores)
+
+    def _together(self, batch_size: int, training: bool) -> tuple[Lowered, Steps] | None:
+        """The model for all samples, its channels divided among the cores; None where samples are better divided.
+
+        With fewer tiles of samples than cores, some of these would have nothing but padding.
+        """
+        rows = self._share(batch_size, training, 1)
+        tiles = -(-rows // self._side)
+        if tiles >= self._cores:
+            return None
+        if (training, rows) not in self._split:
+            lowered = self._lowered(rows, training)
+            steps = split_steps(lowered, self._cores, self._side)
+            better = steps is not None and (
+                tiles == 1
+                or work(steps, self._side) < work(self._apart(batch_size, training)[1], self._side)
+            )
+            found = (lowered, steps) if steps is not None and better else None
+            self._split[training, rows] = found
+        return self._split[training, rows]
+
+    def _lowered(self, samples: int, training: bool) -> Lowered:
+        return self._settled(lower(self.model, samples, training=training))
 
     def _settled(self, lowered: Lowered) -> Lowered:
         if lowered.training is None:
@@ -213,8 +262,7 @@ class Device:
 
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, without compiling them."""
-        rows = self._rows(batch_size, training)
-        return build_steps(self._lowered(rows, training), self._cores)
+        return self._built(batch_size, training)[1]
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:
@@ -251,6 +299,7 @@ class Device:
                     self._past_counts[name] = self._past_counts.get(name, 0) + count
             self._compiled.clear()
             self._descriptions.clear()
+            self._split.clear()
             self._names = None
             self._fingerprint = fingerprint
 

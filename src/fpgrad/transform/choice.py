@@ -93,7 +93,8 @@ def kernels(function: Function, cores: int) -> dict[str, Layout]:
 
 def cost(function: Function, side: int) -> float:
     """Cycles of a step, roughly; for comparing ways to do the same."""
-    return sum(_cycles(node, side) for node in function.nodes() if not node.is_leaf)
+    computed = (n for n in function.nodes() if not n.is_leaf and n.op != "quantise")
+    return sum(_cycles(node, side) for node in computed)
 
 
 def _tiles(size: int, side: int) -> int:

@@ -79,12 +79,12 @@ def lower_split(
     side: int,
     forward: str = "predict",
     judged: str = "train",
-) -> tuple[dict[str, Function], float] | None:
+) -> dict[str, Function] | None:
     """Functions of stage `training` for the whole batch to stage `quantised`, channels divided among cores.
 
     cores, side: of the machine and its tiles. forward: the function that has all parameters and moving
-    statistics. judged: the one that is to be fast, else the forward function. Returns the functions and a
-    core's work by `fpgrad.transform.choice`, or None when nothing is gained by dividing.
+    statistics. judged: the one that is to be fast, else the forward function. Returns None when nothing is
+    gained by dividing.
     """
     *before, last = LOWERING
     ready = {name: run_pipeline(before, function) for name, function in functions.items()}
@@ -92,4 +92,4 @@ def lower_split(
     if choice is None:
         return None
     passes = (SplitChannels(choice.states, cores), last)
-    return {name: run_pipeline(passes, f) for name, f in ready.items()}, choice.cost
+    return {name: run_pipeline(passes, f) for name, f in ready.items()}
