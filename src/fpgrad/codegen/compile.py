@@ -9,7 +9,14 @@ from typing import Any
 
 from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate
-from fpgrad.codegen.cores import channels_shared, check_divided, input_cycles, per_sample, spread
+from fpgrad.codegen.cores import (
+    channels_shared,
+    check_divided,
+    divided_layers,
+    input_cycles,
+    per_sample,
+    spread,
+)
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
@@ -354,6 +361,7 @@ def describe(
     }
     return {
         "shares": shares,
+        "layers": divided_layers(functions) if together else {},
         "image_rows": outside_first + cores * keep.outside_rows,
         "outside": [outside_first, keep.outside_rows],
         "chunks": chunks,
