@@ -25,6 +25,15 @@ class Parts:
     rows: tuple[Ranges, ...] | None = None
     columns: tuple[Ranges, ...] | None = None
 
+    @property
+    def shape(self) -> Shape:
+        """Of a part."""
+        rows, columns = (
+            size if ranges is None else sum(stop - start for start, stop in ranges[0])
+            for size, ranges in zip(self.whole, (self.rows, self.columns), strict=True)
+        )
+        return rows, columns
+
     def index(self, core: int) -> tuple[NDArray[np.intp], ...]:
         """What picks a core's part out of an array of the whole."""
         axes = zip(self.whole, (self.rows, self.columns), strict=True)
