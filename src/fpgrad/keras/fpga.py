@@ -43,7 +43,8 @@ class FPGA:
         model: a compiled Keras 3 model, Sequential or functional.
         backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
         config: the machine's configuration, None for the default: a `MachineConfig` or a `Machine`.
-            Each batch is shared among its cores.
+            Each batch is shared among its cores; if it has fewer tiles of samples, the channels of
+            the layers are.
         open_session: replaces backend and config: a function from the graph functions by name
             ("train", "evaluate", "predict") to a session.
 
