@@ -15,6 +15,7 @@ from tests.transform.split_models import MODELS, dropped, joined_parts, part
 
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.emulator import EmulatorExecutor
+from fpgrad.errors import GraphError
 from fpgrad.formats import TileFormat
 from fpgrad.graph import Function, evaluate_cores
 from fpgrad.graph.maps import group_mask
@@ -156,6 +157,16 @@ def test_states_are_read_as_they_were_written():
     session.write_states(rounded)
     for name, values in session.read_states().items():
         np.testing.assert_array_equal(values, rounded[name], name)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_functions_for_another_number_of_cores_are_refused(cores: int):
+    with pytest.raises(GraphError) as error:
+        compile_functions(divided(MODELS["dense"](), 2), many(cores))
+    assert str(error.value) == (
+        f"train: 'dense_0/kernel' is in parts for 2 cores, the machine has {cores}; lower the functions with their "
+        "number"
+    )
 
 
 def test_tiles_wait_in_external_memory():

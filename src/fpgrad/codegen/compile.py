@@ -107,7 +107,7 @@ def compile_functions(
     """
     machine = machine or Machine()
     config = machine.formats
-    together = channels_shared(functions)  # cores compute the same samples
+    together = channels_shared(functions, config.cores)  # cores compute the same samples
     if config.cores > 1 and not together:
         check_divided(functions)
     if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):

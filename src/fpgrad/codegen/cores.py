@@ -17,8 +17,19 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.transform import partial_sums
 
 
-def channels_shared(functions: Mapping[str, Function]) -> bool:
-    """Whether cores share channels, not samples."""
+def channels_shared(functions: Mapping[str, Function], cores: int) -> bool:
+    """Whether cores share channels, not samples.
+
+    Raises:
+        GraphError: tensors are in parts for another number of cores.
+    """
+    for name, function in functions.items():
+        for tensor, parts in function.parts.items():
+            if parts.cores != cores:
+                raise GraphError(
+                    f"{name}: {tensor!r} is in parts for {parts.cores} cores, the machine has {cores}; lower the "
+                    "functions with their number"
+                )
     return any(function.parts for function in functions.values())
 
 

@@ -34,6 +34,11 @@ class Parts:
         )
         return rows, columns
 
+    @property
+    def cores(self) -> int:
+        """How many parts there are."""
+        return len(self.rows or self.columns or ())
+
     def index(self, core: int) -> tuple[NDArray[np.intp], ...]:
         """What picks a core's part out of an array of the whole."""
         axes = zip(self.whole, (self.rows, self.columns), strict=True)

@@ -50,12 +50,12 @@ def choose(
     names = list(candidates)
     best = whole = Choice({}, cost(functions[judged], side))
 
-    def tried(chosen: Collection[str]) -> Choice | None:
+    def tried(chosen: Collection[str], entries: Collection[str]) -> Choice | None:
         try:
             states = found_layouts(
                 functions[forward], {name: candidates[name] for name in chosen}, cores
             )
-            divided = {k: SplitChannels(states, cores).run(f) for k, f in functions.items()}
+            divided = {k: SplitChannels(states, cores).run(functions[k]) for k in entries}
         except CannotSplitError:
             return None
         return Choice(states, cost(divided[judged], side))
@@ -64,11 +64,12 @@ def choose(
         chosen: list[str] = []
         now = whole
         for name in names[start:] + names[:start]:
-            found = tried([*chosen, name])
+            found = tried([*chosen, name], [judged])
             if found is not None and found.cost < now.cost:
                 chosen.append(name)
                 now = found
-        best = min(best, now, key=lambda choice: choice.cost)
+        if now.cost < best.cost and tried(chosen, functions) is not None:
+            best = now
     return best if best is not whole else None
 
 
