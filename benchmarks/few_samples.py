@@ -28,7 +28,8 @@ NOTES = """\
   `benchmarks.conv_cycles` with SGD and momentum
 * cycles of the emulator's cycle model, everything on the chip; speed-up against one core; lanes are those
   of all cores, useful products are counted once where all cores compute the same
-* whole: layers that every core computes for itself
+* layers shared and whole: those of which every core has a part of the kernel, and those that every core
+  computes for itself
 """
 
 
@@ -82,7 +83,7 @@ def _steps(record: Record, case: Case, numbers: Sequence[int]) -> None:
             **{"utilisation %": 100 * macs / (lanes * cycles)},
             rows_summed=exchanged_rows(program, "train"),
             layers_shared=len(layers) - len(whole),
-            whole=", ".join(whole) if layers else None,
+            layers_whole=len(whole) if layers else None,
         )
         if cores == 4:
             what = f"{case.title}, speed-up of 4 cores"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.codegen.models import losses, optimizers
+from tests.codegen.test_cores import send_together
 from tests.codegen.test_maps import Net, deep, narrow
 from tests.codegen.test_training import wide
 from tests.transform.split_models import MODELS, dropped, joined_parts, part
@@ -145,6 +146,16 @@ def test_reference_and_emulator_train_to_the_same_bits(name: str):
     first, second = (trained(program, e)[0] for e in (EmulatorExecutor, ReferenceExecutor))
     for state, values in first.read_states().items():
         np.testing.assert_array_equal(second.read_states([state])[state], values)
+
+
+@pytest.mark.parametrize("name", ["normalised", "convolutions", "residual"])
+def test_no_sum_has_to_wait_between_the_cores(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Sums in the forward pass follow from sums: none waits for itself."""
+    program = compile_functions(divided(MODELS[name](), 2), many(2))
+    free = trained(program, ReferenceExecutor)[0].read_states()
+    send_together(monkeypatch)
+    for state, values in trained(program, ReferenceExecutor)[0].read_states().items():
+        np.testing.assert_array_equal(values, free[state], state)
 
 
 def test_states_are_read_as_they_were_written():

@@ -149,9 +149,12 @@ def test_reference_and_emulator_train_to_the_same_bits(build, cores):
 
 
 @pytest.mark.slow
-def test_the_rtl_trains_to_the_same_bits():
+def test_the_rtl_trains_to_the_same_bits_in_as_many_cycles():
     outcome = FPGA(dropped(), config=small_tiles(2)).verify(backend="rtl", steps=2, batch_size=4)
     assert outcome.differing == 0, outcome
+    one, other = fit(dropped, 2, "emulator"), fit(dropped, 2, "rtl")
+    assert one[0] == other[0]
+    assert one[3].counters == other[3].counters
 
 
 def test_what_cores_have_and_what_is_whole():
