@@ -83,7 +83,7 @@ def fit(
     backend: Any = "emulator",
     batch_size: int = 4,
     **options: Any,
-) -> tuple[Any, list[np.ndarray], np.ndarray, FPGA]:
+) -> tuple[Any, list[np.ndarray], np.ndarray, Any]:
     """What comes of training a new model: history, variables, outputs, and the machine."""
     model = build(**options)
     fpga = FPGA(model, backend=backend, config=small_tiles(cores))
@@ -94,7 +94,7 @@ def fit(
     return history, variables, fpga.predict(x, batch_size=batch_size, verbose=0), fpga
 
 
-def divided(fpga: FPGA) -> dict[str, str]:
+def divided(fpga: Any) -> dict[str, str]:
     """How the trained session's layers are shared; whole states and metrics are the same on all cores, to the bit."""
     session = fpga._device.sessions[0].session
     dump = session.executor.dump()
