@@ -12,6 +12,7 @@ from benchmarks import (
     conv_parity,
     cycles,
     emulator_speed,
+    few_samples,
     parity,
     rtl_speed,
 )
@@ -42,6 +43,19 @@ def test_parity():
         "32-4-10: mean test loss away from fp32",
     ]
     assert len(record.tables["32-4-10, each seed"]) == 1
+
+
+def test_few_samples():
+    case = dense_case((32, 64, 10), 4, side=4)
+    record = few_samples.run([case], cores=[1, 4])
+    assert list(bars(record)) == [
+        f"{case.title}, speed-up of 4 cores",
+        "cases that could not be run",
+    ]
+    one, four = record.tables["Cycles of a training step of 16 samples"]
+    assert one["layers shared"] == 0
+    assert four["layers shared"] == 2
+    assert int(four["cycles a step"] or 0) < int(one["cycles a step"] or 0)
 
 
 def test_compile_time():

@@ -143,6 +143,12 @@ def test_no_sum_has_to_wait_between_the_cores(name, monkeypatch):
         machine = replace(machine, tiles=free * 9 // 10)
     program = compile_functions(fs, machine)
     free_run = trained(program, features, classes)
+    send_together(monkeypatch)
+    assert trained(program, features, classes) == free_run
+
+
+def send_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reference send a part only while LOAD takes its sum."""
     ready = _Run._ready
 
     def ready_together(run: _Run, unit: Unit) -> bool:
@@ -159,7 +165,6 @@ def test_no_sum_has_to_wait_between_the_cores(name, monkeypatch):
         return load.kind is Transfer.SUM and load.rows == instruction.rows and tokens
 
     monkeypatch.setattr(_Run, "_ready", ready_together)
-    assert trained(program, features, classes) == free_run
 
 
 def test_tiles_of_all_cores_wait_in_external_memory():

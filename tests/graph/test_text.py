@@ -140,13 +140,13 @@ def test_any_graph_round_trips(function):
     [
         ('  %9 = relu %8 (4, 2) "r"', "line 3: %8 is not defined before"),
         ('  %0 = relu %0 (4, 2) "r"', "line 3: %0 is defined twice"),
-        ("  %9 = relu %0", "line 3: line does not have the form of a node, output or update"),
+        ("  %9 = relu %0", "line 3: line does not have the form of a node, output, part or update"),
         ("  update %0 = %5", "line 3: %5 is not defined before"),
         (
             '  %1 = pool %0 {"windows": ["4", "4"], "kind": "max"} (4, 2) "p"',
             "line 3: window must be like '28->14 taps 3 stride 2 pad 1', not '4': ",
         ),
-        ("} more", "line 3: line does not have the form of a node, output or update"),
+        ("} more", "line 3: line does not have the form of a node, output, part or update"),
     ],
 )
 def test_errors_name_the_line(line, reason):

@@ -11,7 +11,14 @@ from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up, allocate
 from fpgrad.codegen.batches import apart, named, share_of
 from fpgrad.codegen.control import check_memories, with_memories
-from fpgrad.codegen.cores import check_divided, input_cycles, per_sample, spread
+from fpgrad.codegen.cores import (
+    channels_shared,
+    check_divided,
+    divided_layers,
+    input_cycles,
+    per_sample,
+    spread,
+)
 from fpgrad.codegen.divide import Pieces, divide
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
@@ -22,6 +29,7 @@ from fpgrad.codegen.housekeeping import (
     housekeeping,
     image_chunks,
     metric_rows,
+    own_rows,
     place_outside,
     place_persistent,
 )
@@ -118,7 +126,8 @@ def compile_functions(
     """
     machine = machine or Machine()
     config = machine.formats
-    if config.cores > 1:
+    together = channels_shared(functions, config.cores)  # cores compute the same samples
+    if config.cores > 1 and not together:
         check_divided(functions)
     if not machine.fixed and not config.matrix.queue and has_maps(functions.values()):
         config = replace(config, matrix=replace(config.matrix, queue=MAP_QUEUE * config.side))
@@ -136,6 +145,7 @@ def compile_functions(
                 keep.add_state_tile(node.inputs[0])
         for state in function.states:
             keep.add_state(state)
+        keep.parts |= {n: p for n, p in function.parts.items() if n in keep.states}
     if machine.limits.rows is not None:
         keep.send_out(int(machine.limits.rows * STATES))
         keep.few_rows = machine.limits.rows // PARTS
@@ -157,7 +167,7 @@ def compile_functions(
     for steps in lists:
         room = room_for_sums(steps, config.memory if machine.fixed else None)
         pieces |= divide_sums(steps, config.side, room // 4)
-        if config.cores > 1:
+        if config.cores > 1 and not together:
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
@@ -220,7 +230,7 @@ def compile_functions(
         entries,
         tuple(dict.fromkeys(symbols)),
         {u: tuple(n) for u, n in emitter.notes.items()},
-        describe(functions, selected, keep, config.cores, len(chunks), outside_first),
+        describe(functions, selected, keep, config.cores, len(chunks), outside_first, together),
     )
 
 
@@ -361,14 +371,17 @@ def describe(
     cores: int,
     chunks: int,
     outside_first: int,
+    together: bool,
 ) -> dict[str, Any]:
     """What the host needs to know, as JSON values.
 
     Args:
         chunks: parts in which what persists is moved to the chip and back.
         outside_first: the row of the image where what lives outside begins.
+        together: whether all cores compute the same samples.
     """
     first, size = metric_rows(keep)
+    shares = 1 if together else cores
     own = {
         state.name
         for function in functions.values()
@@ -376,10 +389,13 @@ def describe(
         if per_sample(state, samples_of(function))
     }
     return {
+        "shares": shares,
+        "layers": divided_layers(functions) if together else {},
         "image_rows": outside_first + cores * keep.outside_rows,
         "outside": [outside_first, keep.outside_rows],
         "chunks": chunks,
         "metrics": [first, size],
+        "own": list(own_rows(keep)),
         "states": {
             name: {
                 "base": s.buffer.base,
@@ -388,13 +404,14 @@ def describe(
                 "shape": [s.grid.rows, s.grid.columns],
                 "blocks": s.grid.blocks,
                 "role": keep.roles[name],
-                "parts": cores if name in own else 1,
+                "parts": shares if name in own else 1,
+                "split": asdict(keep.parts[name]) if name in keep.parts else None,
             }
             for name, s in keep.states.items()
         },
         "constants": [[b.base, values.tolist()] for b, values in keep.constant_rows.items()],
         "functions": {
-            name: describe_function(functions[name], s, cores) for name, s in selected.items()
+            name: describe_function(functions[name], s, shares) for name, s in selected.items()
         },
     }
 
@@ -407,8 +424,8 @@ def samples_of(function: GraphFunction) -> int:
     raise GraphError(f"{function.name}: a function must have an input of kind 'batch' or 'column'")
 
 
-def describe_function(function: GraphFunction, selector: Selector, cores: int) -> dict[str, Any]:
-    """Inputs and outputs of one entry: the batch is that of all cores, outputs are those of each."""
+def describe_function(function: GraphFunction, selector: Selector, shares: int) -> dict[str, Any]:
+    """Inputs and outputs of one entry: the batch is that of all ``shares``, outputs are those of each."""
     batch = [n for n in function.inputs if n.attrs["kind"] == "batch"]
     t = selector.t
     columns = [n.name for n in function.inputs if n.attrs["kind"] == "column"]
@@ -418,7 +435,7 @@ def describe_function(function: GraphFunction, selector: Selector, cores: int) -
     }
     spill = selector.out.spill_rows
     return {
-        "batch_size": cores * samples_of(function),
+        "batch_size": shares * samples_of(function),
         "inputs": [
             {"name": n.name, "columns": n.shape[1]}
             | (
@@ -432,7 +449,7 @@ def describe_function(function: GraphFunction, selector: Selector, cores: int) -
         "scalars": list(scalar_index(function)),
         "micro_batches": selector.out.turns,
         "spill": spill,
-        "seed": any(load.base == "seed" for load in selector.out.loads),
+        "seed": max((x.step_stride for x in selector.out.loads if x.base == "seed"), default=0),
         "outputs": [
             {
                 "name": name,

@@ -1,18 +1,61 @@
 """One program for several cores: where each finds its samples and seeds, and leaves what only it has.
 
-All else lies in one place for all cores: they load the same weights, and store the same.
+All else lies in one place for all cores: they load the same weights, and store the same. Cores share either the
+samples of a batch or the channels of the layers; then all load the same samples, and store the same outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import StepList
 from fpgrad.codegen.storage import ceil_div
 from fpgrad.errors import GraphError
-from fpgrad.graph import Function, Node, describe
+from fpgrad.graph import Function, Node, Parts, describe
 from fpgrad.isa.config import MachineConfig
 from fpgrad.transform import partial_sums
+
+
+def channels_shared(functions: Mapping[str, Function], cores: int) -> bool:
+    """Whether cores share channels, not samples.
+
+    Raises:
+        GraphError: tensors are in parts for another number of cores.
+    """
+    for name, function in functions.items():
+        for tensor, parts in function.parts.items():
+            if parts.cores != cores:
+                raise GraphError(
+                    f"{name}: {tensor!r} is in parts for {parts.cores} cores, the machine has {cores}; lower the "
+                    "functions with their number"
+                )
+    return any(function.parts for function in functions.values())
+
+
+def divided_layers(functions: Mapping[str, Function]) -> dict[str, str]:
+    """How cores share the kernel of each layer, in the order of the forward pass: by "outputs", "inputs" or "groups" of
+    channels; of none, it is "whole" on each."""
+    found: dict[str, str] = {}
+    for function in functions.values():
+        for node in function.nodes():
+            if node.op not in ("matmul", "conv") or phase_of(node) != "forward":
+                continue
+            for x in node.inputs:
+                (kernel,) = x.inputs
+                if kernel.op == "state":
+                    turned = node.attrs["tb" if node.op == "matmul" else "transposed_weights"]
+                    how = _how(function.parts.get(kernel.name), bool(turned))
+                    found.setdefault(layer_of(kernel), how)
+    return found
+
+
+def _how(parts: Parts | None, turned: bool) -> str:
+    if parts is None:
+        return "whole"
+    if parts.rows is not None and parts.columns is not None:
+        return "groups"
+    return "inputs" if (parts.rows is None) == turned else "outputs"
 
 
 def spread(steps: StepList, cores: int, side: int) -> None:

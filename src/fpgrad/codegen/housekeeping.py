@@ -16,26 +16,25 @@ CHUNK = 256
 
 
 def place_persistent(keep: Persistent) -> tuple[int, int]:
-    """Bases for what persists on the chip, metrics last; the ends in vector memory and in tile memory."""
+    """Bases for what persists on the chip, parts of divided tensors and metrics last; the ends in vector memory and in
+    tile memory."""
     inside = [item for item in keep.states.items() if item[0] not in keep.outside]
-    states = sorted(inside, key=lambda item: keep.roles[item[0]] == "metric")
-    rows = lay_out([s.buffer for name, s in states if keep.roles[name] != "metric"])
+    rows = lay_out([s.buffer for name, s in inside if not keep.own(name)])
     rows = lay_out(keep.constant_rows, rows)
-    rows = lay_out(
-        [s.buffer for name, s in states if keep.roles[name] == "metric"], align_up(rows, keep.side)
-    )
+    for names in (keep.parts, {n for n, role in keep.roles.items() if role == "metric"}):
+        rows = lay_out([s.buffer for n, s in inside if n in names], align_up(rows, keep.side))
     for buffer, (whole, offset) in keep.inside.items():
         buffer.base = (whole.base or 0) + offset
-    inside = [q.buffer for q in keep.state_tiles.values() if not q.buffer.outside]
-    tiles = lay_out(inside)
+    tiles = lay_out([q.buffer for q in keep.state_tiles.values() if not q.buffer.outside])
     tiles = lay_out([q.buffer for _, q in keep.constant_tiles.values()], tiles)
     return align_up(rows, keep.side), tiles
 
 
 def place_outside(keep: Persistent, rows: int, cores: int) -> int:
-    """Bases for what persists outside, in the image of what persists behind the ``rows`` of vector memory and the
-    metrics of other cores than the first. Each core has it for itself, one behind the other; the first one's base."""
-    first, size = metric_rows(keep)
+    """Bases for what persists outside, in the image of what persists behind the ``rows`` of vector memory and what
+    other cores than the first have of their own. Each core has it for itself, one behind the other; the first one's
+    base."""
+    first, size = own_rows(keep)
     first = align_up(rows if cores == 1 else max(rows, first + cores * size), keep.side)
     at = lay_out([keep.states[name].buffer for name in sorted(keep.outside)], first)
     for buffer, layout in keep.kernels_outside:
@@ -46,7 +45,17 @@ def place_outside(keep: Persistent, rows: int, cores: int) -> int:
 
 def metric_rows(keep: Persistent) -> tuple[int, int]:
     """First row and number of rows of the metrics."""
-    buffers = [s.buffer for name, s in keep.states.items() if keep.roles[name] == "metric"]
+    return span([s.buffer for name, s in keep.states.items() if keep.roles[name] == "metric"])
+
+
+def own_rows(keep: Persistent) -> tuple[int, int]:
+    """First row and number of rows of what each core has of its own on the chip, the metrics last."""
+    near = [item for item in keep.states.items() if item[0] not in keep.outside]
+    return span([s.buffer for name, s in near if keep.own(name)])
+
+
+def span(buffers: Sequence[Buffer]) -> tuple[int, int]:
+    """First row and number of rows of buffers that lie together."""
     if not buffers:
         return 0, 0
     first = min(b.base or 0 for b in buffers)
@@ -55,10 +64,11 @@ def metric_rows(keep: Persistent) -> tuple[int, int]:
 
 def image_chunks(keep: Persistent, rows: int, cores: int, chunk: int) -> list[tuple[int, int, int]]:
     """First row and number of rows of each part of what persists that is moved at once, and the rows from one core's to
-    the next core's. With several cores, all have metrics of their own; in the image they lie one behind the other."""
+    the next core's. With several cores, all have metrics of their own, and parts of divided tensors; in the image they
+    lie one behind the other."""
     if cores == 1:
         return [(first, min(chunk, rows - first), 0) for first in range(0, rows, chunk)]
-    own, size = metric_rows(keep)
+    own, size = own_rows(keep)
     shared = own if size else rows
     chunks = [(first, min(chunk, shared - first), 0) for first in range(0, shared, chunk)]
     return chunks + [

@@ -17,7 +17,7 @@ from fpgrad.codegen.kernels import Layout
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
 from fpgrad.errors import GraphError
-from fpgrad.graph import ALL_SUM, OPS, Function, Node
+from fpgrad.graph import ALL_SUM, OPS, Function, Node, Parts
 from fpgrad.graph.window import taps
 
 #: More than any machine has.
@@ -36,6 +36,7 @@ class Persistent:
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
         shares: micro-batches of metrics' states, by name; inside: where the rows of each lie in those of the whole.
+        parts: of the states that every core has another part of.
     """
 
     side: int
@@ -48,6 +49,7 @@ class Persistent:
     shares: dict[str, Stored] = field(default_factory=dict)
     inside: dict[Buffer, tuple[Buffer, int]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
     constant_rows: dict[Buffer, NDArray[np.float64]] = field(default_factory=dict)
@@ -58,6 +60,10 @@ class Persistent:
     def grid(self, node: Node) -> Grid:
         """The node's shape in tiles."""
         return Grid(*node.shape, self.side, self.blocks.get(node, 1))
+
+    def own(self, name: str) -> bool:
+        """Whether each core has a state in the image for itself: metrics, and parts of divided tensors."""
+        return self.roles[name] == "metric" or name in self.parts
 
     def find_blocks(self, function: Function) -> None:
         """Follow kernels' blocks through what is computed element by element from them."""

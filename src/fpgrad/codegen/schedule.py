@@ -136,13 +136,13 @@ def depends(
                 ledger.note_read(Region(kernel, 0, kernel.size - 1), item)
         for region in writes:
             ledger.note_write(region, item)
-        if step.op != "pass" or step.first:
+        if step.first or step.op == "scalars" or (step.op == "seed" and random is None):
             prologue.append(item)
         else:
             for p in prologue:
                 item.before.setdefault(p, 0)
         if (
-            Source.RANDOM in step.operands
+            Source.RANDOM in step.operands or step.op == "seed"
         ):  # the generators are a sequence: keep the order of their users
             if random is not None:
                 item.before.setdefault(random, 0)

@@ -62,6 +62,7 @@ class Selector:
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}
         self.sliced: dict[tuple[Buffer, bool], list[Part]] = {}
+        self.seeds: dict[Node, Buffer] = {}
         self.sent: dict[str, Stored] = {}
 
     def run(self) -> StepList:
@@ -119,8 +120,10 @@ class Selector:
             )
         if scalars:
             self.prologue("scalars", scalars)
-        if seeds:
+        if len(seeds) == 1 and seeds[0].name not in self.function.parts:
             self.prologue("seed", seeds)
+        else:
+            self.load_seeds(seeds)
 
     def prologue(self, op: str, nodes: list[Node]) -> None:
         """A row that comes with each step: scalars, or the generators' seeds."""
@@ -133,6 +136,31 @@ class Selector:
             )
         )
         del nodes
+
+    def load_seeds(self, seeds: list[Node]) -> None:
+        """A row for each tensor of random numbers, of all cores or of each; the pass that makes it begins with it."""
+        parts = [self.function.parts.get(node.name) for node in seeds]
+        rows = [1 if p is None else p.whole[0] for p in parts]
+        for i, node in enumerate(seeds):
+            buffer = self.seeds[node] = Buffer(node.name, "inbox", 1)
+            each = 0 if parts[i] is None else 1
+            self.out.loads.append(
+                LoadStep(
+                    buffer,
+                    "seed",
+                    1,
+                    1,
+                    offset=sum(rows[:i]),
+                    step_stride=sum(rows),
+                    core_stride=each,
+                )
+            )
+
+    def begin_random(self, node: Node) -> None:
+        """Set the generators for a random tensor that has a seed of its own."""
+        buffer = self.seeds.get(node.inputs[0])
+        if buffer is not None:
+            self.add(node, VectorStep((1, 1, 1), Access(buffer), op="seed", text="load seed"))
 
     def place(self, node: Node) -> Stored:
         """Where a node's numbers lie."""
@@ -323,6 +351,7 @@ class Selector:
         elif node.op == "slice":
             moves.cut(self, node)
         elif node.op == "uniform":
+            self.begin_random(node)
             self.finish(
                 node, VectorStep(self.loops(self.keep.grid(node)), Source.RANDOM), None, Walk.NORMAL
             )
@@ -346,6 +375,8 @@ class Selector:
         for leaf in match.leaves:
             value = self.fold.immediate(leaf)
             if leaf is streamed:
+                if leaf.op == "uniform":
+                    self.begin_random(leaf)
                 value = Source.RANDOM if leaf.op == "uniform" else Source.ACC
             values[leaf] = self.access(leaf, grid, walk) if value is None else value
         one, zero = Source.ONE, Source.ZERO

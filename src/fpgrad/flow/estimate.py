@@ -11,7 +11,7 @@ from fpgrad.isa.area import slot_words
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Load, Matrix, Store, Transfer, Unit, Vector
 from fpgrad.isa.layout import width
-from fpgrad.isa.program import Program
+from fpgrad.isa.program import Note, Program
 from fpgrad.report import LayerRow, MemoryUse, Needs, StepSummary
 from fpgrad.report.summary import PHASES, Phase
 
@@ -52,10 +52,19 @@ def layer_rows(program: Program, entry: str) -> list[LayerRow]:
 
 
 def useful_macs(program: Program, entry: str) -> int:
-    """Multiply-accumulates of one step of all cores that the model asks for, padding left out."""
+    """Multiply-accumulates of one step of all cores that the model asks for, padding left out; what each core computes
+    for itself and all of them alike counts once."""
     e = program.entries[entry]
     notes = program.notes[Unit.MATRIX][e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]]
-    return program.config.cores * sum(note.useful_macs for note in notes)
+    cores, layers, states = program.config.cores, program.meta["layers"], program.meta["states"]
+
+    def copies(note: Note) -> int:
+        # The sum for a bias has the bias's name.
+        state = states.get(note.text.split(":")[0])
+        alike = layers.get(note.layer) == "whole" or (state is not None and state["split"] is None)
+        return 1 if layers and alike else cores
+
+    return sum(copies(note) * note.useful_macs for note in notes)
 
 
 def dram_bytes(program: Program, entry: str) -> int:
@@ -164,6 +173,23 @@ def dsp_blocks(config: MachineConfig) -> tuple[int, str]:
     return config.mac_lanes + lanes, note
 
 
+def shared_layers(program: Program) -> list[str]:
+    """A sentence about how cores share the layers of a network, where they compute the same samples."""
+    layers = program.meta["layers"]
+    kinds = {
+        "outputs": "by output channels",
+        "inputs": "by input channels",
+        "groups": "by groups of channels",
+        "whole": "whole on each core",
+    }
+    named = [
+        f"{words} {', '.join(name for name, how in layers.items() if how == kind)}"
+        for kind, words in kinds.items()
+        if kind in layers.values()
+    ]
+    return [f"All cores compute all samples and share layers: {'; '.join(named)}"] if named else []
+
+
 def summarise(
     program: Program,
     *,
@@ -205,8 +231,10 @@ def summarise(
         )
     if program.config.control.streamed:
         notes.append(streaming_note(program, entry))
+    notes += shared_layers(program)
     if samples < compiled:
-        whole = "whole tiles of samples" if cores == 1 else "equal parts for all cores"
+        alone = program.meta["shares"] == 1
+        whole = "whole tiles of samples" if alone else "equal parts for all cores"
         notes.append(f"A batch of {samples} is computed as {compiled}: {whole}")
     blocks, note = dsp_blocks(program.config)
     return StepSummary(

@@ -8,6 +8,7 @@ from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.evaluate import evaluate, evaluate_cores, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
 from fpgrad.graph.ops import ALL_SUM, OPS
+from fpgrad.graph.parts import Parts
 from fpgrad.graph.record import OpRecord
 from fpgrad.graph.text import parse_function, print_function
 from fpgrad.graph.verify import STAGES, describe, verify
@@ -24,6 +25,7 @@ __all__ = [
     "Function",
     "Node",
     "OpRecord",
+    "Parts",
     "Shape",
     "Window",
     "Windows",

@@ -8,11 +8,14 @@ op's meaning stays in one place (`fpgrad.graph.ops`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fpgrad.graph.parts import Parts
 
 Shape = tuple[int, int]
 
@@ -63,6 +66,8 @@ class Function:
 
     states: persisting tensors, declared in the order in which they are laid out. updates: the new
     value of each changed state at the end of the step; every read of a state sees its old value.
+    parts: of a function that each of several cores computes for the whole batch, the states and
+    seeds of which each core has a part of its own, by name; shapes are those of the parts.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Function:
     states: tuple[Node, ...] = ()
     outputs: tuple[tuple[str, Node], ...] = ()
     updates: tuple[tuple[Node, Node], ...] = ()
+    parts: Mapping[str, Parts] = field(default_factory=dict)
 
     @property
     def roots(self) -> tuple[Node, ...]:

@@ -10,7 +10,8 @@ Golden tests compare it, people read it between passes, and a bug report can car
     }
 
 Attributes are JSON; a constant whose elements are all equal prints its value once, windows print as
-`"28->14 taps 3 stride 2 pad 1"`, and a state of one block does not mention it.
+`"28->14 taps 3 stride 2 pad 1"`, and a state of one block does not mention it. What each core has a part
+of is in lines such as `part "dense/kernel" {"whole": [3, 4], "rows": null, "columns": [[[0, 2]], [[2, 4]]]}`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from fpgrad.errors import GraphError, GraphTextError
 from fpgrad.graph.node import Function, Node, Shape
+from fpgrad.graph.parts import Parts
 from fpgrad.graph.window import Window
 
 _NODE = re.compile(
@@ -32,6 +35,7 @@ _NODE = re.compile(
 )
 _HEADER = re.compile(r'function (?P<name>"(?:[^"\\]|\\.)*") \{')
 _OUTPUT = re.compile(r'output (?P<name>"(?:[^"\\]|\\.)*") %(?P<id>\d+)')
+_PART = re.compile(r'part (?P<name>"(?:[^"\\]|\\.)*") (?P<parts>\{.*\})')
 _UPDATE = re.compile(r"update %(?P<state>\d+) = %(?P<id>\d+)")
 
 
@@ -46,6 +50,10 @@ def print_function(function: Function) -> str:
         lines.append(" ".join(part for part in parts if part))
     lines += [f"  output {json.dumps(name)} %{numbers[node]}" for name, node in function.outputs]
     lines += [f"  update %{numbers[s]} = %{numbers[node]}" for s, node in function.updates]
+    lines += [
+        f"  part {json.dumps(name)} {json.dumps(asdict(parts))}"
+        for name, parts in function.parts.items()
+    ]
     return "\n".join([*lines, "}", ""])
 
 
@@ -58,6 +66,7 @@ def parse_function(text: str) -> Function:
     name: str | None = None
     outputs: list[tuple[str, Node]] = []
     updates: list[tuple[Node, Node]] = []
+    parts: dict[str, Parts] = {}
     closed = False
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
@@ -73,6 +82,9 @@ def parse_function(text: str) -> Function:
             elif line.startswith("output "):
                 match = _match(_OUTPUT, line)
                 outputs.append((json.loads(match["name"]), nodes[int(match["id"])]))
+            elif line.startswith("part "):
+                match = _match(_PART, line)
+                parts[json.loads(match["name"])] = Parts(**_tuples(json.loads(match["parts"])))
             elif line.startswith("update "):
                 match = _match(_UPDATE, line)
                 updates.append((nodes[int(match["state"])], nodes[int(match["id"])]))
@@ -93,13 +105,21 @@ def parse_function(text: str) -> Function:
         tuple(n for n in nodes.values() if n.op == "state"),
         tuple(outputs),
         tuple(updates),
+        parts,
     )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _match(pattern: re.Pattern[str], line: str) -> Mapping[str, Any]:
     match = pattern.fullmatch(line)
     if match is None:
-        raise GraphTextError("line does not have the form of a node, output or update")
+        raise GraphTextError("line does not have the form of a node, output, part or update")
     return match.groupdict()
 
 

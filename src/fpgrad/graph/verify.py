@@ -61,6 +61,12 @@ def _check_declarations(function: Function, nodes: Sequence[Node], problems: lis
     batch = {n.shape[0] for n in function.inputs if n.attrs.get("kind") in ("batch", "column")}
     if len(batch) > 1:
         problems.append(f"batch and column inputs must have equal rows, not {sorted(batch)}")
+    known = {n.name: n for n in (*function.inputs, *function.states)}
+    for name, parts in function.parts.items():
+        if name not in known:
+            problems.append(f"parts of {name!r}, which is no input or state")
+        elif parts.shape != known[name].shape:
+            problems.append(f"a part of {describe(known[name])} must be {parts.shape}")
     names = [name for name, _ in function.outputs]
     if len(set(names)) != len(names):
         problems.append(f"output names must be unique, not {names}")

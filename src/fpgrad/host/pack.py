@@ -95,6 +95,48 @@ def tensor(
     return full[..., : r // blocks, :c].reshape(*lead, r, c)
 
 
+def whole_shape(info: Mapping[str, Any]) -> tuple[int, int]:
+    """The shape of a state as the user of a session sees it, of which cores may have parts."""
+    if info["split"] is not None:
+        rows, columns = info["split"]["whole"]
+        return rows, columns
+    return info["parts"] * info["shape"][0], info["shape"][1]
+
+
+def parts_of(values: NDArray[np.float32], info: Mapping[str, Any]) -> list[NDArray[np.float32]]:
+    """What each core has of a state (:func:`whole_shape`): one array for all, or one for each."""
+    if info["split"] is None:
+        return list(values.reshape(info["parts"], *info["shape"]))
+    return [values[index] for index in _part_indices(info["split"])]
+
+
+def whole(parts: NDArray[np.float32], info: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The inverse of :func:`parts_of`, from the arrays of all cores (C, R, C)."""
+    if info["split"] is None:
+        return parts[: info["parts"]].reshape(-1, info["shape"][1]).copy()
+    values = np.zeros(whole_shape(info), np.float32)
+    for part, index in zip(parts, _part_indices(info["split"]), strict=True):
+        values[index] = part
+    return values
+
+
+def _part_indices(split: Mapping[str, Any]) -> list[tuple[NDArray[np.intp], ...]]:
+    """For each core the index of its part in an array of the whole."""
+    axes = (split["rows"], split["columns"])
+    cores = len(next(ranges for ranges in axes if ranges is not None))
+    return [
+        np.ix_(
+            *(
+                np.arange(size)
+                if ranges is None
+                else np.concatenate([np.arange(*r) for r in ranges[core]])
+                for size, ranges in zip(split["whole"], axes, strict=True)
+            )
+        )
+        for core in range(cores)
+    ]
+
+
 def numbers(values: NDArray) -> NDArray:
     """As float32, or as the bytes that they are."""
     return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)

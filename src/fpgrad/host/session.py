@@ -83,6 +83,8 @@ class Session:
         self.side = program.config.side
         self.number = program.config.vector.number
         self.cores = program.config.cores
+        # Into how many parts the samples of a batch are divided: one where all cores compute all of them.
+        self.shares: int = self.meta["shares"]
         self.counters: dict[str, int] = {
             "cycles": 0, "steps": 0, "saturated_vector": 0, "saturated_accumulator": 0, "saturated_host": 0,
         }  # fmt: skip
@@ -140,7 +142,7 @@ class Session:
         for name, value in values.items():
             info = self._state(name)
             array = np.asarray(value, np.float32)
-            shape = info["parts"] * info["shape"][0], info["shape"][1]
+            shape = pack.whole_shape(info)
             if array.size != shape[0] * shape[1]:
                 raise DataShapeError(f"{name} must have shape {shape}, not {array.shape}")
             if not np.all(np.isfinite(array)):
@@ -148,7 +150,7 @@ class Session:
             staged.append((info, array))
         image = self._fetch_image()
         for info, array in staged:
-            parts = array.reshape(info["parts"], *info["shape"])
+            parts = pack.parts_of(array.reshape(pack.whole_shape(info)), info)
             for core, base in enumerate(self._places(info)):
                 rows = pack.state_rows(parts[core % len(parts)], info, self.side)
                 image[base : base + info["rows"]] = rows
@@ -165,19 +167,17 @@ class Session:
         for name, info in infos.items():
             rows = [image[base : base + info["rows"]] for base in self._places(info)]
             parts = pack.tensor(
-                np.stack(rows[: info["parts"]]),
-                tuple(info["shape"]),
-                info["kind"],
-                False,
-                info["blocks"],
+                np.stack(rows), tuple(info["shape"]), info["kind"], False, info["blocks"]
             )
-            out[name] = parts.reshape(-1, info["shape"][1]).copy()
+            out[name] = pack.whole(parts, info)
         return out
 
     def _places(self, info: Mapping[str, Any]) -> list[int]:
-        """Where a state is in the image: a metric once for each core, all else once."""
-        copies = self.cores if info["role"] == "metric" else 1
-        return [info["base"] + core * self.meta["metrics"][1] for core in range(copies)]
+        """Where a state is in the image: once for each core where it has its own, or lives outside; else once."""
+        far = info["base"] >= self.meta["outside"][0] and self.meta["outside"][1] > 0
+        own = info["role"] == "metric" or info["split"] is not None
+        stride = self.meta["outside" if far else "own"][1]
+        return [info["base"] + core * stride for core in range(self.cores if far or own else 1)]
 
     def _state(self, name: str) -> Mapping[str, Any]:
         try:
@@ -188,10 +188,6 @@ class Session:
             ) from None
 
     def _send_image(self, image: NDArray[np.float32]) -> None:
-        # What lives in external memory, every core has for itself.
-        first, size = self.meta["outside"]
-        copies = image[first:].reshape(-1, max(size, 1), self.side)
-        copies[1:] = copies[:1]
         some = max(1, PIECE // (4 * self.side))
         for start in range(0, len(image), some):
             words = self._words(image[start : start + some])
@@ -368,14 +364,14 @@ class Session:
         steps = len(order)
         places = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
-            rows = steps * self.cores * info["rows"]
+            rows = steps * self.shares * info["rows"]
             places[info["name"]] = self._space(f"output {info['name']}", rows)
         plan = self._prepare("predict", data, order, {}, None, places)
         self._run("predict", steps, plan.bases)
         real = np.asarray(order).reshape(-1) >= 0
         out: dict[str, NDArray[np.float32]] = {}
         for info in self.meta["functions"]["predict"]["outputs"]:
-            parts = steps * self.cores
+            parts = steps * self.shares
             rows = self._read(places[info["name"]], parts * info["rows"]).reshape(
                 parts, info["rows"], self.side
             )
@@ -467,11 +463,11 @@ class Session:
             raise DataShapeError(
                 f"order names sample {order.max()}, the data set has {data.samples}"
             )
-        each = n // self.cores
-        order = order.reshape(steps, self.cores, each)
+        each = n // self.shares
+        order = order.reshape(steps, self.shares, each)
         core_rows = -(-each // t)
-        index_rows = self.cores * core_rows
-        numbers = np.full((steps, self.cores, core_rows * t), data.samples, np.uint32)
+        index_rows = self.shares * core_rows
+        numbers = np.full((steps, self.shares, core_rows * t), data.samples, np.uint32)
         np.copyto(numbers[:, :, :each], order, where=order >= 0, casting="unsafe")
         bases["order"] = self._space("order", steps * index_rows)
         self.executor.write(bases["order"], numbers.reshape(-1, t))
@@ -492,10 +488,10 @@ class Session:
         if info["seed"]:
             if seeds is None:
                 raise InvalidArgumentError("seeds must be given: the model draws random numbers")
-            bases["seed"] = self._space("seed", steps * self.cores)
-            words = lane_seeds(np.asarray(seeds, np.uint64), self.cores * t)
+            bases["seed"] = self._space("seed", steps * info["seed"])
+            words = lane_seeds(np.asarray(seeds, np.uint64), info["seed"] * t)
             self.executor.write(bases["seed"], words.reshape(-1, t))
-        moves = {"order": index_rows, "scalars": 1, "seed": self.cores}
+        moves = {"order": index_rows, "scalars": 1, "seed": info["seed"]}
         registers = self.program.entries[entry].bases
         self._plan = Plan(
             entry,

@@ -20,7 +20,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Instruction, Unit
 from fpgrad.isa.layout import pack, unpack, width
 
-FILE_VERSION = 2
+FILE_VERSION = 3
 
 
 @dataclass(frozen=True)

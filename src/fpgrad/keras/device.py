@@ -21,7 +21,14 @@ from fpgrad.frontend.lowered import Lowered
 from fpgrad.frontend.weights import KernelLayout
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
-from fpgrad.keras.functions import OUTPUTS_STATE, Steps, with_host_metrics
+from fpgrad.keras.functions import (
+    OUTPUTS_STATE,
+    Steps,
+    build_steps,
+    split_steps,
+    with_host_metrics,
+    work,
+)
 from fpgrad.keras.metrics import EpochMetrics, result_names
 from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.seeds import StepSeeds
@@ -57,7 +64,10 @@ class _Link:
 
 @dataclass
 class Compiled:
-    """A session for one batch size, with the values that both sides had when last compared."""
+    """A session for one batch size, with the values that both sides had when last compared.
+
+    ``shares`` says among how many cores the samples are divided: one where all have all of them.
+    """
 
     lowered: Lowered
     steps: Steps
@@ -146,6 +156,7 @@ class Device:
         self._cores = scheduler.cores
         self._steps: dict[tuple[bool, int], Steps] = {}
         self._descriptions: dict[bool, Lowered] = {}
+        self._split: dict[tuple[bool, int], tuple[Lowered, Steps] | None] = {}
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
         self._ahead: Compiled | None = None
@@ -169,11 +180,11 @@ class Device:
             exact: whether a larger machine than needed is refused, because padding costs cycles.
         """
         self._forget_if_changed()
-        batch_size = self._rows(batch_size, training)
+        samples = batch_size
+        batch_size = self._rows(samples, training)
         found = self._find(batch_size, training, exact)
         if found is None:
-            lowered = self._lowered(batch_size // self._cores, training)
-            steps = self._scheduled(batch_size, training)
+            lowered, steps = self._built(samples, training)
             if steps.program is not None and self._open_program is not None:
                 session = self._open_program(steps.program)
             else:
@@ -200,27 +211,61 @@ class Device:
     def _rows(self, batch_size: int, training: bool) -> int:
         """Samples in the compiled batch that holds ``batch_size``; what is too many is padding.
 
-        Each core has as many. A tile of a feature map holds samples of one position, so that a
-        core's part fills whole tiles.
+        Each core has as many, or all of them where cores share channels.
         """
-        rows = max(-(-batch_size // self._cores), SMALLEST_BATCH)
+        if self._together(batch_size, training) is not None:
+            return self._share(batch_size, training, 1)
+        return self._cores * self._share(batch_size, training, self._cores)
+
+    def _share(self, batch_size: int, training: bool, cores: int) -> int:
+        """Samples that each of some cores has of a batch.
+
+        A tile of a feature map holds samples of one position, so that a core's part fills whole tiles.
+        """
+        rows = max(-(-batch_size // cores), SMALLEST_BATCH)
         if self.description(training=training).has_maps or self._scheduler.whole_tiles:
             rows = -(-rows // self._side) * self._side
-        return self._cores * rows
+        return rows
 
-    def _lowered(self, rows: int, training: bool) -> Lowered:
-        """The model for so many samples of a core."""
-        return self._settled(lower(self.model, rows, training=training))
+    def _built(self, batch_size: int, training: bool) -> tuple[Lowered, Steps]:
+        """The model for what each core has of a batch, and its functions; those that took compiling are kept."""
+        together = self._together(batch_size, training)
+        if together is not None:
+            return together
+        rows = self._share(batch_size, training, self._cores)
+        steps = self._steps.get((training, rows))
+        if steps is None:
+            steps = self._scheduler.steps(lambda n: self._lowered(n, training), rows)
+            if steps.program is not None:
+                self._steps[training, rows] = steps
+        return self._lowered(rows, training), steps
 
-    def _scheduled(self, rows: int, training: bool) -> Steps:
-        """The functions for a compiled batch; those that took compiling are kept."""
-        found = self._steps.get((training, rows))
-        if found is None:
-            mine = rows // self._cores
-            found = self._scheduler.steps(lambda n: self._lowered(n, training), mine)
-            if found.program is not None:
-                self._steps[training, rows] = found
-        return found
+    def _together(self, batch_size: int, training: bool) -> tuple[Lowered, Steps] | None:
+        """The model for all samples, its channels divided among the cores; None where samples are better divided.
+
+        With fewer tiles of samples than cores, some of these would have nothing but padding.
+        """
+        rows = self._share(batch_size, training, 1)
+        tiles = -(-rows // self._side)
+        if tiles >= self._cores or self._scheduler.wanted == "samples":
+            return None
+        if (training, rows) not in self._split:
+            lowered = self._lowered(rows, training)
+            steps = split_steps(lowered, self._cores, self._side)
+            better = steps is not None and (
+                tiles == 1 or work(steps, self._side) < self._work_apart(batch_size, training)
+            )
+            found = (lowered, steps) if steps is not None and better else None
+            self._split[training, rows] = found
+        return self._split[training, rows]
+
+    def _work_apart(self, batch_size: int, training: bool) -> float:
+        """What samples take that are divided among the cores."""
+        lowered = self._lowered(self._share(batch_size, training, self._cores), training)
+        return work(build_steps(lowered, self._cores), self._side)
+
+    def _lowered(self, samples: int, training: bool) -> Lowered:
+        return self._settled(lower(self.model, samples, training=training))
 
     def _settled(self, lowered: Lowered) -> Lowered:
         if lowered.training is None:
@@ -238,7 +283,7 @@ class Device:
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, compiled only if the choice of a schedule takes it."""
         self._forget_if_changed()
-        return self._scheduled(self._rows(batch_size, training), training)
+        return self._built(batch_size, training)[1]
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:
@@ -276,6 +321,7 @@ class Device:
             self._compiled.clear()
             self._descriptions.clear()
             self._steps.clear()
+            self._split.clear()
             self._names = None
             self._fingerprint = fingerprint
 

@@ -46,7 +46,8 @@ class FPGA:
         model: a compiled Keras 3 model, Sequential or functional.
         backend: which executor runs the machine's program: "emulator", "rtl" or "reference".
         config: the machine's configuration, None for the default: a `MachineConfig` or a `Machine`.
-            Each batch is shared among its cores.
+            Each batch is shared among its cores; if it has fewer tiles of samples, the channels of
+            the layers are.
         schedule: how a step goes through a core's batch: "layers", layer by layer; "samples", one tile of samples after
             the other, gradients added up; "auto", the former unless something would have to wait in external memory and
             the latter takes fewer cycles. `summary` says which it is, and why.

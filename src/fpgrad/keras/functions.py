@@ -29,13 +29,15 @@ from fpgrad.transform import (
     build_evaluation,
     build_prediction,
     build_training,
+    cost,
     lower,
+    lower_split,
 )
 from fpgrad.transform import losses as loss_library
 from fpgrad.transform import metrics as metric_library
 from fpgrad.transform import optimizers as optimizer_library
 
-__all__ = ["OUTPUTS_STATE", "Steps", "build_steps", "with_host_metrics"]
+__all__ = ["OUTPUTS_STATE", "Steps", "build_steps", "split_steps", "with_host_metrics", "work"]
 
 _OUTPUTS = "outputs"
 
@@ -67,7 +69,29 @@ def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
     ``lowered`` is the model for the samples that one of the machine's cores has at a time, ``parts`` how many times that
     many it has in a step.
     """
-    predict = lower(build_prediction(lowered.forward), cores=cores, parts=parts)
+    found = _functions(lowered)
+    functions = {k: lower(f, cores=cores, parts=parts) for k, f in found.functions.items()}
+    return replace(found, functions=functions)
+
+
+def split_steps(lowered: Lowered, cores: int, side: int) -> Steps | None:
+    """Returns the functions of ``lowered``, the model for the whole batch, with channels divided among cores.
+
+    ``side`` is that of the machine's tiles. None: nothing is gained by dividing any layer.
+    """
+    found = _functions(lowered)
+    functions = lower_split(found.functions, cores, side)
+    return None if functions is None else replace(found, functions=functions)
+
+
+def work(steps: Steps, side: int) -> float:
+    """Returns roughly how many cycles the longest of the functions takes a core, for comparisons."""
+    return cost(steps.functions.get("train", steps.functions["predict"]), side)
+
+
+def _functions(lowered: Lowered) -> Steps:
+    """The functions of stage "training"."""
+    predict = build_prediction(lowered.forward)
     training = lowered.training
     if training is None:
         return Steps({"predict": predict}, None, seeded=False)
@@ -84,11 +108,7 @@ def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
     train = build_training(lowered.forward, loss, optimizer, in_training, regularisers)
     evaluate = build_evaluation(lowered.forward, loss, metrics, regularisers)
     seeded = any(node.attrs["kind"] == "seed" for node in train.inputs)
-    functions = {
-        "train": lower(train, cores=cores, parts=parts),
-        "evaluate": lower(evaluate, cores=cores, parts=parts),
-        "predict": predict,
-    }
+    functions = {"train": train, "evaluate": evaluate, "predict": predict}
     return Steps(functions, optimizer, seeded=seeded)
 
 

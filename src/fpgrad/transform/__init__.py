@@ -13,11 +13,21 @@ from fpgrad.transform.build import (
     build_prediction,
     build_training,
 )
+from fpgrad.transform.choice import cost
 from fpgrad.transform.cores import SumOverCores, partial_sums
 from fpgrad.transform.optimizers import Optimizer, slot_state
-from fpgrad.transform.pipeline import FORWARD, LOWERING, lower, lowering, run_pass, run_pipeline
+from fpgrad.transform.pipeline import (
+    FORWARD,
+    LOWERING,
+    lower,
+    lower_split,
+    lowering,
+    run_pass,
+    run_pipeline,
+)
 from fpgrad.transform.regularisers import L1L2
 from fpgrad.transform.rewrite import Pass
+from fpgrad.transform.split import SplitChannels
 
 __all__ = [
     "FORWARD",
@@ -30,12 +40,15 @@ __all__ = [
     "MetricTerm",
     "Optimizer",
     "Pass",
+    "SplitChannels",
     "SumOverCores",
     "build_evaluation",
     "build_prediction",
     "build_training",
+    "cost",
     "coupling",
     "lower",
+    "lower_split",
     "lowering",
     "partial_sums",
     "run_pass",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fpgrad.errors import GraphError, GraphVerifyError
 from fpgrad.graph import Function, verify
 from fpgrad.transform.accumulate import Accumulate
+from fpgrad.transform.choice import choose
 from fpgrad.transform.cores import SumOverCores
 from fpgrad.transform.decompose import Decompose
 from fpgrad.transform.pools import MaxPoolBeforeRelu
 from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.simplify import Simplify
+from fpgrad.transform.split import SplitChannels
 
 FORWARD: tuple[Pass, ...] = (MaxPoolBeforeRelu(),)
 """On the forward function, before its mode is resolved and it is differentiated."""
@@ -74,3 +76,25 @@ def lower(
     parts: micro-batches that a core computes one by one; the function's batch is one of them, and the result's all.
     """
     return run_pipeline(lowering(cores, parts), function, observe)
+
+
+def lower_split(
+    functions: Mapping[str, Function],
+    cores: int,
+    side: int,
+    forward: str = "predict",
+    judged: str = "train",
+) -> dict[str, Function] | None:
+    """Functions of stage `training` for the whole batch to stage `quantised`, channels divided among cores.
+
+    cores, side: of the machine and its tiles. forward: the function that has all parameters and moving
+    statistics. judged: the one that is to be fast, else the forward function. Returns None when nothing is
+    gained by dividing.
+    """
+    *before, last = LOWERING
+    ready = {name: run_pipeline(before, function) for name, function in functions.items()}
+    choice = choose(ready, forward, judged if judged in ready else forward, cores, side)
+    if choice is None:
+        return None
+    passes = (SplitChannels(choice.states, cores), last)
+    return {name: run_pipeline(passes, f) for name, f in ready.items()}
