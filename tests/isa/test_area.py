@@ -109,6 +109,14 @@ def test_a_negative_area_is_none():
     assert str(caught.value) == "control.program_rows must be 0 or a number of rows, not -1"
 
 
+def test_the_area_has_addresses():
+    with pytest.raises(ConfigError) as caught:
+        machine(rows=(1 << 28) - 999)
+    assert str(caught.value) == (
+        "memory.dram_rows and control.program_rows must be at most 268435456 together, not 268435457"
+    )
+
+
 def test_a_program_that_its_area_would_cut_off_is_refused():
     entries = {"main": Entry((0, 0, 0, 0), (20, 0, 0, 0))}
     loads = {Unit.LOAD: (Load(),) * 20}

@@ -21,6 +21,7 @@ from fpgrad.formats import (
     make_table,
 )
 from fpgrad.formats.table import TABLED
+from fpgrad.isa.instructions import DRAM_BITS
 
 #: As many cores as a machine can have.
 MAX_CORES = 16
@@ -211,6 +212,11 @@ class MachineConfig:
         if control.program_rows < 0:
             raise ConfigError(
                 f"control.program_rows must be 0 or a number of rows, not {control.program_rows}"
+            )
+        if control.streamed and self.external_rows > 1 << DRAM_BITS:
+            raise ConfigError(
+                f"memory.dram_rows and control.program_rows must be at most {1 << DRAM_BITS} together, not "
+                f"{self.external_rows}"
             )
         for name in ("load", "matrix", "vector", "store"):
             depth = getattr(control, name)
