@@ -54,7 +54,8 @@ class System {
     bool quiet() const {
         if (!memory_.quiet() || !interconnect_.quiet() || !exchange_.quiet()) return false;
         for (std::size_t n = 0; n < cores_.size(); ++n)
-            if (!reads_[n].quiet() || !writes_[n].quiet() || !fetches_[n].quiet() || !cores_[n]->load.quiet() || !cores_[n]->store.quiet())
+            if (!reads_[n].quiet() || !writes_[n].quiet() || !fetches_[n].quiet() || !cores_[n]->load.quiet() ||
+                !cores_[n]->store.quiet())
                 return false;
         return true;
     }
@@ -68,7 +69,8 @@ class System {
             WritePort& writes = writes_[n];
             const Told& told = told_[n];
             const Burst fetched = fetches_[n].burst();
-            const bool asks = core.load.request() && reads.ready(static_cast<bool>(fetched)), tells = core.store.request() && writes.ready();
+            const bool asks = core.load.request() && reads.ready(static_cast<bool>(fetched));
+            const bool tells = core.store.request() && writes.ready();
             const Request read = asks ? core.load.request() : Request{};
             const Request write = tells ? core.store.request() : Request{};
             const bool beat = reads.there(), sends = core.store.beat() && writes.takes();
