@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from fpgrad.codegen.again import compute_again
-from fpgrad.codegen.allocate import Need, align_up, allocate
+from fpgrad.codegen.allocate import Need, align_up
 from fpgrad.codegen.batches import apart, named, share_of
 from fpgrad.codegen.control import check_memories, with_memories
 from fpgrad.codegen.cores import (
     channels_shared,
     check_divided,
     divided_layers,
-    input_cycles,
     per_sample,
     spread,
 )
-from fpgrad.codegen.divide import Pieces, divide
+from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
-from fpgrad.codegen.external import Pace, band_rows
-from fpgrad.codegen.flight import Sums
+from fpgrad.codegen.external import Pace
 from fpgrad.codegen.housekeeping import (
     CHUNK,
     housekeeping,
@@ -35,13 +32,11 @@ from fpgrad.codegen.housekeeping import (
 )
 from fpgrad.codegen.kernels import convolution_kernels
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
+from fpgrad.codegen.plan import plan_function, plan_housekeeping
 from fpgrad.codegen.select import Selector, select
-from fpgrad.codegen.split import split
-from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.steps import Buffer, Place, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
-from fpgrad.codegen.stream import Limits, begin, fit
-from fpgrad.codegen.timeline import Timeline
+from fpgrad.codegen.stream import Limits
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.formats import Function
 from fpgrad.formats.table import TABLED
@@ -53,12 +48,6 @@ from fpgrad.isa.program import Entry, Program, Symbol
 #: Output tiles that the queue between matrix and vector unit holds in a machine for maps.
 MAP_QUEUE = 32
 
-#: What is left free for places that do not fit each other: more where what was planned takes too much.
-SPARE = (0, 1 / 16, 1 / 8, 1 / 4)
-
-#: Steps of a long list.
-MANY = 3000
-
 #: Parts of memory; what is summed in turns may take one.
 PARTS = 6
 
@@ -67,9 +56,6 @@ SLICES = 16
 
 #: How much of vector memory what persists may take where memory is limited; the rest lives outside.
 STATES = 0.4
-
-#: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
-FEW = 250
 
 
 @dataclass(frozen=True)
@@ -171,28 +157,13 @@ def compile_functions(
             spread(steps, config.cores, config.side)
         if machine.limits.tiles is not None:
             compute_again(steps, config.side)
-        begin(steps)
-        # Several orders of a long list take long to make: begin with one for much that is outside.
-        many = len(steps.steps) > MANY and machine.limits != Limits()
-        first = None if many else best_order(steps, config, room)
-        divided = divide(steps, config.side)
-        reorder = partial(order_with, steps, config, room, pace)
-        selection = steps.steps
-        for spare in SPARE[many:]:
-            steps.steps = selection
-            outside = fit(steps, first, floors, machine.limits.less(spare), pace, reorder)
-            taken = allocate(steps, vector_floor, tile_floor)
-            if machine.limits.hold(taken.tiles, taken.vector_rows, taken.mask_rows):
-                break
+        taken, parts = plan_function(steps, config, machine.limits, floors, room, pace)
         need = need.join(taken)
-        pieces |= {b: p.within(outside) for b, p in divided.items()} | outside
+        pieces |= parts
     chunks = image_chunks(keep, vector_floor, config.cores, machine.chunk)
     house = housekeeping(keep, vector_floor, config.cores, chunks)
     for steps in house:
-        begin(steps)
-        order = Timeline.in_turn(steps.steps, config.side)
-        fit(steps, order, floors, Limits(), pace, partial(unchanged, order))
-        need = need.join(allocate(steps, vector_floor, tile_floor))
+        need = need.join(plan_housekeeping(steps, config.side, floors, pace))
     for steps in (*lists, *house):
         entries[steps.name] = emitter.entry(steps, scalar_index(functions.get(steps.name)))
 
@@ -237,49 +208,6 @@ def compile_functions(
 def has_maps(functions: Iterable[GraphFunction]) -> bool:
     """Whether there are convolutions, whose passes take the vector unit long at a time."""
     return any(node.op == "conv" for function in functions for node in function.nodes())
-
-
-def best_order(steps: StepList, config: MachineConfig, room: int) -> Timeline:
-    """The order of the steps, small ones whole or split in the list, that is estimated to take the fewest cycles; with
-    about ``room`` rows of sums on their way at once."""
-    side, queue = config.side, config.matrix.queue_rows
-    sums = Sums(steps.exchanges, room, input_cycles(steps, config))
-    if steps.turns > 1:
-        return schedule(steps.steps, side, queue, steady, sums)
-    if len(steps.steps) > FEW:
-        return schedule(steps.steps, side, queue, products_first, sums)
-    halves = split(steps).steps
-    best = schedule(steps.steps, side, queue, soonest_first, sums)
-    for policy in (soonest_first, products_first):
-        other = schedule(halves, side, queue, policy, sums)
-        if other.cycles < best.cycles - best.cycles // 100:
-            steps.steps, best = halves, other
-    return best
-
-
-def unchanged(order: Timeline, selection: list[VectorStep], far: Collection[Buffer]) -> Timeline:
-    """The order as it was, whatever is outside."""
-    del selection, far
-    return order
-
-
-def order_with(
-    steps: StepList,
-    config: MachineConfig,
-    room: int,
-    pace: Pace,
-    selection: list[VectorStep],
-    far: Collection[Buffer],
-) -> Timeline:
-    """An order in which what is read of some tensors has the time to come back from external memory.
-
-    Args:
-        room: see :func:`best_order`.
-        selection: the steps in the order of selection.
-    """
-    distance = {b: 2 * pace.cycles(b.place, band_rows(b)) + pace.ahead for b in far}
-    sums = Sums(steps.exchanges, room, input_cycles(steps, config))
-    return schedule(selection, config.side, config.matrix.queue_rows, steady, sums, distance)
 
 
 def scalar_index(function: GraphFunction | None) -> dict[str, int]:

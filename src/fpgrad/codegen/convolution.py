@@ -211,11 +211,11 @@ def accumulate(
         groups = [[turns for group in groups for turns in group]]
     for group in groups:
         for turn, steps in enumerate(zip_longest(*group)):
+            step: VectorStep | None
             for turns, step in zip(group, steps, strict=True):
-                if step is None:
+                if step is None or (begun and step.matrix is None):
                     continue
-                if begun and step.matrix is None:
-                    continue
+                assert step.target is not None
                 # Otherwise the tensor's own rows are written once, and may go out then.
                 partial = step.target if begun else replace(step.target, buffer=so_far)
                 if turn or begun:

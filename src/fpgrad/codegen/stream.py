@@ -86,7 +86,6 @@ def fit(
     Raises:
         MemoryCapacityError: what a few steps need at once does not fit.
     """
-    room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
     selected = steps.steps
     room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
     whole = uses_of(selected, pace.side)
