@@ -27,6 +27,7 @@ def conv_model(
     normalise: bool = False,
     biases: bool = True,
     classes: int = 10,
+    averaged: bool = False,
 ) -> Any:
     """A compiled Keras classifier of 3x3 convolutions with ReLU, pooled 2x2 after each scale.
 
@@ -38,6 +39,7 @@ def conv_model(
         normalise: whether BatchNormalization stands between each convolution and its ReLU.
         biases: whether convolutions have one, as they do in Keras unless told otherwise.
         classes: outputs of the Dense layer at the end.
+        averaged: whether that layer reads the means of the last map instead of all its positions.
     """
     import keras
 
@@ -50,7 +52,8 @@ def conv_model(
             norm = [make.BatchNormalization(name=f"norm{at}")] if normalise else []
             layers += [conv, *norm, make.ReLU(name=f"relu{at}")]
         layers.append(make.MaxPooling2D(name=f"pool{i}"))
-    layers += [make.Flatten(), make.Dense(classes, activation="softmax", name="dense")]
+    last = make.GlobalAveragePooling2D(name="mean") if averaged else make.Flatten()
+    layers += [last, make.Dense(classes, activation="softmax", name="dense")]
     model = keras.Sequential(layers)
     chosen = (
         keras.optimizers.Adam(rate)
@@ -74,6 +77,22 @@ def cifar_model(wide: int) -> Any:
 def cifar_case(wide: int, batch_size: int, side: int = 16) -> Case:
     """A case of :func:`cifar_model`."""
     return Case(f"{wide}X", lambda: cifar_model(wide), batch_size, side)
+
+
+#: Widths of VGG-16's 3x3 convolutions, those of one scale together.
+VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def vgg_model(size: int = 224, scales: Sequence[Sequence[int]] = VGG, classes: int = 1000) -> Any:
+    """VGG-16 with batch normalisation, as EF-Train trains it, for images of size x size x 3."""
+    return conv_model(
+        (size, size, 3), scales, normalise=True, biases=False, classes=classes, averaged=True
+    )
+
+
+def vgg_case(batch_size: int, side: int = 16) -> Case:
+    """A case of :func:`vgg_model`."""
+    return Case("VGG-16", vgg_model, batch_size, side)
 
 
 def useful_macs(model: Any, *, padding: bool = False) -> int:

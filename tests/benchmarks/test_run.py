@@ -15,9 +15,10 @@ from benchmarks import (
     few_samples,
     parity,
     rtl_speed,
+    vgg,
 )
 from benchmarks.models import Case, dense_case
-from benchmarks.networks import conv_model
+from benchmarks.networks import conv_model, vgg_model
 from benchmarks.record import Record
 from benchmarks.report import render
 
@@ -56,6 +57,19 @@ def test_few_samples():
     assert one["layers shared"] == 0
     assert four["layers shared"] == 2
     assert int(four["cycles a step"] or 0) < int(one["cycles a step"] or 0)
+
+
+def test_vgg():
+    scales = [(4, 8), (8, 16)]
+    case = Case("VGG", lambda: vgg_model(8, scales, 10), 4, side=4)
+    record = vgg.run(case, tiles=2000, rows=4000, masks=8000, bits=32)
+    assert list(bars(record)) == [
+        f"{case.title}: array utilisation, counted the published way",
+        f"{case.title}: model to program, processor time",
+        "cases that could not be run",
+    ]
+    (row,) = record.tables[vgg.STEP]
+    assert float(row["published way %"] or 0) > float(row["utilisation %"] or 0) > 0
 
 
 def test_compile_time():

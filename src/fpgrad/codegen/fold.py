@@ -92,11 +92,16 @@ class Folding:
                 self.absorbed.update(match.absorbed)
         roots.reverse()
         level = self.levels()
-        return self.ordered(sorted(roots, key=lambda node: (self.turns[node], level[node])))
+
+        def when(node: Node) -> tuple[int, int, bool]:
+            return self.turns[node], level[node], node.op == "conv_weight"
+
+        return self.ordered(sorted(roots, key=when))
 
     def levels(self) -> dict[Node, int]:
         """The steps of computation behind each node. In their order a kernel's gradient, and its update, come when the
-        layer's cotangent is there, not after those of all layers: what they read can go."""
+        layer's cotangent is there, not after those of all layers: what they read can go. Behind the cotangent of what
+        the layer reads, it keeps the matrix unit at work while the vector unit normalises that."""
         level: dict[Node, int] = {}
         for node in self.nodes:
             level[node] = 1 + max((level[x] for x in node.inputs), default=0)

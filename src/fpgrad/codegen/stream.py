@@ -23,6 +23,9 @@ LARGE = 8
 #: Orders that are tried at most; each is made for what was outside in the one before.
 ROUNDS = 6
 
+Held = tuple[Buffer, int, int]
+"""A buffer on the chip, with the first and the last step for which it is there."""
+
 #: An order of the steps in which the pieces of some tensors are complete, and back, before they are read.
 Reorder = Callable[[list[VectorStep], Collection[Buffer]], Timeline]
 
@@ -139,26 +142,42 @@ class _Search:
             place: [b for b in self.uses if b.place == place and b in able] for place in room
         }
         self.short: Place = "tile"
-        self.held: dict[Buffer, list[tuple[Buffer, int, int]]] = {}
+        self.made: dict[Buffer, Plan] = {}
+        self.held: dict[Buffer, list[Held]] = {}
+        self.change = {place: np.zeros(len(steps.steps) + 2, np.int64) for place in room}
         for buffer in self.uses:
             mode = self.modes.pop(buffer, None)
             # What could wait in one order may have no time to in another.
             for m in (mode, MODES[-1], None):
-                held = self.holdings(buffer, m)
-                if held is not None:
-                    self.held[buffer] = held
-                    if m is not None:
-                        self.modes[buffer] = m
+                made = self.plan(buffer, m)
+                if m is None or made is not None:
+                    self.settle(buffer, m, made)
                     break
 
-    def holdings(self, buffer: Buffer, mode: Mode | None) -> list[tuple[Buffer, int, int]] | None:
-        """What of a tensor is on the chip when; None if it cannot be outside in this way."""
-        uses = self.uses[buffer]
+    def plan(self, buffer: Buffer, mode: Mode | None) -> Plan | None:
+        """How a tensor would be outside in this way; None if it cannot, or is not."""
         if mode is None:
-            return [(buffer, *uses.span)]
+            return None
+        uses = self.uses[buffer]
         ready = mode == "state" or uses.complete
-        found = plan(uses if ready else uses.hurried(), mode, self.clock, 0)
-        return None if found is None else found.holdings()
+        return plan(uses if ready else uses.hurried(), mode, self.clock, 0)
+
+    def settle(self, buffer: Buffer, mode: Mode | None, made: Plan | None) -> None:
+        """Decide where a tensor is."""
+        self.count(self.held.get(buffer, []), -1)
+        if made is None or mode is None:
+            self.held[buffer] = [(buffer, *self.uses[buffer].span)]
+        else:
+            self.held[buffer], self.made[buffer] = made.holdings(), made
+            self.modes[buffer] = mode
+        self.count(self.held[buffer], 1)
+
+    def count(self, held: Sequence[Held], sign: int) -> None:
+        """Add what is held to the rows and tiles in use."""
+        for buffer, first, last in held:
+            if buffer.place in self.change:
+                self.change[buffer.place][first] += sign * buffer.size
+                self.change[buffer.place][last + 1] -= sign * buffer.size
 
     def done(self, ordered: Mapping[Buffer, Mode]) -> bool:
         """Whether the order was made for all that is outside in pieces."""
@@ -181,38 +200,23 @@ class _Search:
 
     def alive(self, place: Place) -> np.ndarray:
         """Rows or tiles in use at each step."""
-        change = np.zeros(len(self.steps.steps) + 2, np.int64)
-        for held in self.held.values():
-            for buffer, first, last in held:
-                if buffer.place == place:
-                    change[first] += buffer.size
-                    change[last + 1] -= buffer.size
-        return np.cumsum(change)
-
-    def here(self, buffer: Buffer, place: Place, at: int) -> int:
-        """Rows or tiles of a tensor that are on the chip at a step."""
-        held = self.held[buffer]
-        return sum(b.size for b, first, last in held if first <= at <= last and b.place == place)
+        return np.cumsum(self.change[place])
 
     def relieve(self, place: Place, at: int, excess: int) -> bool:
         """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
-        mine = self.places[place]
-        sizes = {b: n for b in mine if (n := self.here(b, place, at))}
+        sizes = {b: n for b in self.places[place] if (n := here(self.held[b], place, at))}
         freed = 0
         for mode in MODES:
             for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
                 if self.modes.get(buffer) in (mode, MODES[-1]):
                     continue
-                before = self.held[buffer]
-                self.held[buffer] = self.holdings(buffer, mode) or before
-                less = sizes[buffer] - self.here(buffer, place, at)
+                made = self.plan(buffer, mode)
+                less = 0 if made is None else sizes[buffer] - here(made.holdings(), place, at)
                 if less > 0:
-                    self.modes[buffer] = mode
+                    self.settle(buffer, mode, made)
                     freed += less
                     if freed >= excess:
                         return True
-                else:
-                    self.held[buffer] = before
             if freed:
                 return True
         return False
@@ -231,14 +235,21 @@ class _Search:
 
     def plans(self) -> dict[Buffer, Plan]:
         """The plans, each with a place of its own in external memory."""
-        row, found = 0, {}
-        for buffer, mode in self.modes.items():
+        row = 0
+        found = {buffer: self.made[buffer] for buffer in self.modes}
+        for buffer, made in found.items():
+            if buffer.slice is not None:
+                continue
             first = (buffer.base or 0) if buffer.outside else row
-            made = plan(self.uses[buffer], mode, self.clock, first)
-            assert made is not None
-            found[buffer] = made
+            for move in made.moves:
+                move.row += first
             row = row if buffer.outside else made.rows
         return found
+
+
+def here(held: Sequence[Held], place: Place, at: int) -> int:
+    """Rows or tiles of what is held that are on the chip at a step."""
+    return sum(b.size for b, first, last in held if first <= at <= last and b.place == place)
 
 
 def streamed(
