@@ -56,13 +56,9 @@ def with_pieces(
     writers: dict[tuple[int, int], list[VectorStep]] = {}
     low: dict[tuple[int, int], int] = {}
     size = 0
+    makers = [(s, r) for s in steps for r in s.tiles_written(side) if r.buffer is buffer]
     for piece in pieces:
-        regions = {
-            s: r
-            for s in steps
-            for r in s.tiles_written(side)
-            if r.buffer is buffer and r.low <= piece[1] and piece[0] <= r.high
-        }
+        regions = {s: r for s, r in makers if r.low <= piece[1] and piece[0] <= r.high}
         writers[piece] = list(regions)
         low[piece] = min(r.low for r in regions.values())
         size = max(size, max(r.high for r in regions.values()) + 1 - low[piece])
@@ -70,8 +66,9 @@ def with_pieces(
     again = Buffer(f"{buffer.name}, {readers[0].phase}", "tile", places * size)
     made: dict[tuple[int, int], int] = {}
     out: list[VectorStep] = []
+    chosen = set(readers)
     for step in steps:
-        if step not in readers:
+        if step not in chosen:
             out.append(step)
             continue
         piece = span(step, buffer, side)

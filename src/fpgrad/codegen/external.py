@@ -80,7 +80,7 @@ class Uses:
         if not self.read or not self.written:
             return False
         found = groups(self.written)
-        return all(g.last < i for i, r in self.read for g in found if g.meets(r.low, r.high))
+        return all(g.last < i for i, r in self.read for g in met(found, r.low, r.high))
 
     def hurried(self) -> Uses:
         """As if every piece were finished before it is read, which an order that knows of it will see to."""
@@ -223,6 +223,12 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
         place = PLACES[group.buffer.place][0]
         group.buffer = piece(group.buffer, group.low, group.high, place)
     return found
+
+
+def met(found: Sequence[Copy], low: int, high: int) -> Sequence[Copy]:
+    """Of pieces that lie one behind the other, those that have any of the rows ``low`` to ``high``."""
+    first = bisect_left(found, low, key=lambda g: g.high)
+    return found[first : bisect_right(found, high, key=lambda g: g.low)]
 
 
 def beside(group: Copy, r: Region) -> bool:
@@ -437,8 +443,10 @@ class _Planner:
 
     def sources(self, low: int, high: int) -> list[Move]:
         """The stores of some rows or tiles. A state is stored after it was read: it has none yet."""
-        pairs = zip(self.written, self.stores, strict=False)
-        return [m for g, m in pairs if g.meets(low, high)]
+        if not self.stores:
+            return []
+        first = bisect_left(self.written, low, key=lambda g: g.high)
+        return self.stores[first : bisect_right(self.written, high, key=lambda g: g.low)]
 
     def cycles(self, size: int) -> int:
         """Cycles to move so many rows or tiles."""

@@ -94,7 +94,8 @@ class Folding:
         level = self.levels()
 
         def when(node: Node) -> tuple[int, int, bool]:
-            return self.turns[node], level[node], node.op == "conv_weight"
+            later = node.op == "conv_weight"  # than a pass that takes the rows of the other product
+            return self.turns[node], level[node] + later, later
 
         return self.ordered(sorted(roots, key=when))
 

@@ -333,7 +333,7 @@ def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """Keep the matrix unit going, in the order of the program: what was begun is finished, so that little is alive."""
     best, slot = _products(ready, units, lambda item: (-item.index,))
     # A long pass fits between no two products: those of the next micro-batch must not hold it up for good.
-    held = [
+    held = best.step.turn and [
         item
         for item in ready
         if item.step.turn < best.step.turn and not item.products and item.rows_ready <= slot.start

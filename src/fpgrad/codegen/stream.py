@@ -94,6 +94,7 @@ def fit(
     whole = uses_of(selected, pace.side)
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
     modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
+    long = first is None
     if first is None:
         large = [b for b in whole if b in able and b.size > room.get(b.place, b.size) // LARGE]
         first = reorder(selected, large)
@@ -104,7 +105,7 @@ def fit(
     search = _Search(steps, first, room, pace, able, modes)
     for _ in range(ROUNDS):
         fits = search.run()
-        if fits and search.done(modes):
+        if fits and search.done(modes, strict=not long):
             break
         modes = search.modes
         timeline = reorder(selected, [b for b, mode in modes.items() if mode == "bands"])
@@ -179,12 +180,13 @@ class _Search:
                 self.change[buffer.place][first] += sign * buffer.size
                 self.change[buffer.place][last + 1] -= sign * buffer.size
 
-    def done(self, ordered: Mapping[Buffer, Mode]) -> bool:
-        """Whether the order was made for all that is outside in pieces."""
-        return all(
-            mode != "bands" or (ordered.get(b) == "bands" and self.uses[b].complete)
-            for b, mode in self.modes.items()
-        )
+    def done(self, ordered: Mapping[Buffer, Mode], *, strict: bool) -> bool:
+        """Whether all that is outside in pieces is complete before it is read, and, if ``strict``, has the time to come
+        back, because the order was made for it."""
+        pieces = [b for b, mode in self.modes.items() if mode == "bands"]
+        if strict and any(ordered.get(b) != "bands" for b in pieces):
+            return False
+        return all(self.uses[b].complete for b in pieces)
 
     def run(self) -> bool:
         """Send out what is largest at the fullest moment, until all fits; whether it does."""
