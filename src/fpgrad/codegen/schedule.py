@@ -11,7 +11,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
+from typing import Any
 
 from fpgrad.codegen.external import groups
 from fpgrad.codegen.flight import Flight, Sums, add_waits
@@ -317,7 +319,7 @@ def soonest_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """The item of greatest height among those that could start before any could end."""
     slots = {item: timing(item, units) for item in ready}
     soonest = min(slot.end for slot in slots.values())
-    best = max((item for item in ready if slots[item].start < soonest), key=height)
+    best = min((item for item in ready if slots[item].start < soonest), key=urgency)
     return best, slots[best]
 
 
@@ -326,12 +328,12 @@ def products_first(ready: list[Item], units: Units) -> tuple[Item, Slot]:
 
     A pass that takes its rows waits for them most of the time: what can be done meanwhile goes before it.
     """
-    return _products(ready, units, height)
+    return _products(ready, units, urgency)
 
 
 def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
     """Keep the matrix unit going, in the order of the program: what was begun is finished, so that little is alive."""
-    best, slot = _products(ready, units, lambda item: (-item.index,))
+    best, slot = _products(ready, units, INDEX)
     # A long pass fits between no two products: those of the next micro-batch must not hold it up for good.
     held = best.step.turn and [
         item
@@ -339,35 +341,40 @@ def steady(ready: list[Item], units: Units) -> tuple[Item, Slot]:
         if item.step.turn < best.step.turn and not item.products and item.rows_ready <= slot.start
     ]
     if held:
-        best = min(held, key=lambda item: item.index)
+        best = min(held, key=INDEX)
         slot = timing(best, units)
     return best, slot
 
 
-def _products(
-    ready: list[Item], units: Units, rank: Callable[[Item], tuple[int, ...]]
-) -> tuple[Item, Slot]:
+def _products(ready: list[Item], units: Units, rank: Callable[[Item], Any]) -> tuple[Item, Slot]:
     able = [item for item in ready if item.products]
     if not able:
-        best = max(ready, key=rank)
+        best = min(ready, key=rank)
         return best, timing(best, units)
     soonest = max(units.matrix_free, min(item.tiles_ready for item in able)) + PATIENCE
     able = [item for item in able if item.tiles_ready <= soonest]
-    best = max(able, key=rank)
-    best = min((item for item in able if item.tensor == best.tensor), key=lambda item: item.index)
+    best = min(able, key=rank)
+    if rank is not INDEX:
+        best = min((item for item in able if item.tensor == best.tensor), key=INDEX)
     slot = timing(best, units)
+    free, deadline = units.vector_free, slot.deadline
     meanwhile = [
         item
         for item in ready
         if not item.products
-        and max(units.vector_free, item.rows_ready) + item.rows <= slot.deadline
+        and free + item.rows <= deadline
+        and item.rows_ready + item.rows <= deadline
     ]
     if meanwhile:
-        best = max(meanwhile, key=rank)
+        best = min(meanwhile, key=rank)
         slot = timing(best, units)
     return best, slot
 
 
-def height(item: Item) -> tuple[int, int]:
-    """What comes first: the longest way to the end, then the order of the program."""
-    return item.height, -item.index
+def urgency(item: Item) -> tuple[int, int]:
+    """What comes first is least: the longest way to the end, then the order of the program."""
+    return -item.height, item.index
+
+
+#: The order of the program.
+INDEX = attrgetter("index")
