@@ -23,12 +23,15 @@ from fpgrad.emulator.leaves import leaves
 from fpgrad.errors import ExecutionError, ProgramError
 from fpgrad.isa.area import slot_beats
 from fpgrad.isa.config import BURST, MachineConfig
-from fpgrad.isa.instructions import Unit
+from fpgrad.isa.instructions import Matrix, Unit
 from fpgrad.isa.program import Entry, Program
 
 #: Steps that are followed before the rest is taken to repeat the last one; fewer if they are so many cycles long.
 FOLLOWED = 6
 FEW, LONG = 3, 200_000
+
+#: Cycles of products from which on a step takes minutes to follow, and one is followed before those that count.
+VERY_LONG = 500_000_000
 
 #: Where external memory is refreshed, steps are averaged: so many refreshes, but no more than so many steps.
 REFRESHES = 20
@@ -198,6 +201,11 @@ class CycleModel:
 
     def _settled(self, entry: str) -> int:
         """From which step on all are alike: of long ones few are followed, where a few cycles do not matter."""
+        e, side = self.program.entries[entry], self.program.config.side
+        matrices = self.program.units[Unit.MATRIX][e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]]
+        products = sum(i.products for i in matrices if isinstance(i, Matrix))
+        if products * side > VERY_LONG:
+            return 1
         return FOLLOWED if self._ends(entry, FEW)[0] < LONG else FEW
 
     def _step(self, entry: str) -> float:
