@@ -213,6 +213,8 @@ class CycleModel:
         if entry not in self._steady:
             settled = self._settled(entry)
             ends = self._ends(entry, settled + 1)
+            if settled < 2:  # nothing can be followed behind it in good time
+                return self._steady.setdefault(entry, ends[-1] - ends[-2])
             steps = 1
             if interval := self.program.config.memory.dram_refresh_interval:
                 # Over so many steps that it does not matter in how many of them memory is refreshed once more.
