@@ -238,7 +238,13 @@ class _Search:
     def plans(self) -> dict[Buffer, Plan]:
         """The plans, each with a place of its own in external memory."""
         row = 0
-        found = {buffer: self.made[buffer] for buffer in self.modes}
+        found: dict[Buffer, Plan] = {}
+        for buffer, mode in self.modes.items():
+            uses, made = self.uses[buffer], self.made[buffer]
+            if mode != "state" and not uses.complete:
+                # It was made as if pieces were finished sooner than they are.
+                made = plan(uses, mode, self.clock, 0) or made
+            found[buffer] = made
         for buffer, made in found.items():
             if buffer.slice is not None:
                 continue

@@ -202,7 +202,9 @@ class CycleModel:
     def _settled(self, entry: str) -> int:
         """From which step on all are alike: of long ones few are followed, where a few cycles do not matter."""
         e, side = self.program.entries[entry], self.program.config.side
-        matrices = self.program.units[Unit.MATRIX][e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]]
+        matrices = self.program.units.get(Unit.MATRIX, ())[
+            e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]
+        ]
         products = sum(i.products for i in matrices if isinstance(i, Matrix))
         if products * side > VERY_LONG:
             return 1
