@@ -243,7 +243,9 @@ class _Search:
             uses, made = self.uses[buffer], self.made[buffer]
             if mode != "state" and not uses.complete:
                 # It was made as if pieces were finished sooner than they are.
-                made = plan(uses, mode, self.clock, 0) or made
+                exact = plan(uses, mode, self.clock, 0)
+                assert exact is not None, buffer.name
+                made = exact
             found[buffer] = made
         for buffer, made in found.items():
             if buffer.slice is not None:
