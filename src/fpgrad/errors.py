@@ -154,3 +154,7 @@ class MissingExtraError(FpgradError, ImportError):
 
 class SaturationWarning(UserWarning):
     """Numbers were limited to the largest of the machine's formats; the message says how many."""
+
+
+class StreamedDataWarning(UserWarning):
+    """A data set has no room in device memory, and is sent again in every epoch; the message says what would help."""

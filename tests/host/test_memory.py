@@ -38,7 +38,7 @@ def test_rows_never_overlap_and_come_back(actions):
 def test_too_little_memory_says_how_much():
     memory = RowAllocator(1 << 14, 16)
     memory.reserve(10000)
-    with pytest.raises(MemoryCapacityError, match=r"holds 1.0 MiB; weights and data need 1.2 MiB"):
+    with pytest.raises(MemoryCapacityError, match=r"holds 1 MiB; weights and data need 1.22 MiB"):
         memory.reserve(10000)
 
 

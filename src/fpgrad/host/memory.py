@@ -19,6 +19,11 @@ class RowAllocator:
         self._free = [(0, rows)]  # first row and number of rows, ascending
         self._used: dict[int, int] = {}
 
+    @property
+    def largest(self) -> int:
+        """The rows that one `reserve` can get."""
+        return max((size for _, size in self._free), default=0)
+
     def reserve(self, rows: int) -> int:
         """The first of ``rows`` rows that nothing else uses.
 
@@ -34,8 +39,8 @@ class RowAllocator:
         used = sum(self._used.values())
         wanted, there = (x * self.side * 4 / 2**20 for x in (used + rows, self.rows))
         raise MemoryCapacityError(
-            f"device memory holds {there:.1f} MiB; weights and data need {wanted:.1f} MiB. Train on fewer "
-            "samples at a time (a generator or a data loader streams them), or raise memory.dram_rows"
+            f"device memory holds {there:.3g} MiB; weights and data need {wanted:.3g} MiB. Train with "
+            "smaller batches, or raise memory.dram_rows"
         )
 
     def release(self, first: int) -> None:

@@ -6,7 +6,7 @@ wants, and reads sums back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from fpgrad.errors import DataError, DataShapeError, InvalidArgumentError
 from fpgrad.formats import splitmix64
 from fpgrad.host import pack
 from fpgrad.host.memory import RowAllocator
+from fpgrad.host.samples import Packed, Packing, Piece
 from fpgrad.isa.executor import Executor, RunResult
 from fpgrad.isa.program import Program
 
@@ -88,6 +89,7 @@ class Session:
         self.counters: dict[str, int] = {
             "cycles": 0, "steps": 0, "saturated_vector": 0, "saturated_accumulator": 0, "saturated_host": 0,
         }  # fmt: skip
+        self._packing = Packing(program.meta, self.number, self.side)
         self._memory = RowAllocator(program.config.memory.dram_rows, self.side)
         self._scratch: dict[str, tuple[int, int]] = {}
         self._window: tuple[str, int] = (
@@ -204,94 +206,73 @@ class Session:
 
     # Data ---------------------------------------------------------------------------------------
 
-    def upload(self, inputs: Mapping[str, ArrayLike]) -> Dataset:
+    @property
+    def room(self) -> int:
+        """How many samples :meth:`upload` would find room for now, beside what running steps takes."""
+        spill = self.cores * max(info["spill"] for info in self.meta["functions"].values())
+        spill -= self._scratch.get("spill", (0, 0))[1]
+        # An eighth is for orders, scalars, outputs, and a few samples of another data set.
+        rows = self._memory.largest * 7 // 8 - max(0, spill)
+        # A sample of zeros follows the last.
+        return max(0, rows // self._packing.width - 1)
+
+    def pack(self, inputs: Mapping[str, ArrayLike]) -> Packed:
+        """Samples as the words that :meth:`upload` sends; another thread may do it while steps run.
+
+        Args:
+            inputs: as in :meth:`upload`.
+
+        Raises:
+            as :meth:`upload`.
+        """
+        return self._packing.pack(inputs)
+
+    def upload(self, inputs: Mapping[str, ArrayLike] | Packed) -> Dataset:
         """Put samples into device memory.
 
         Args:
             inputs: by input name, (n, F) for batch inputs, (n,) or (n, 1) for per-sample columns. Columns that are
-                not given are zero for every sample. Bytes stay bytes where the program takes them.
+                not given are zero for every sample. Bytes stay bytes where the program takes them. Or what
+                :meth:`pack` made of them.
 
         Raises:
             DataError: an input of bytes holds other numbers than 0 to 255.
             DataShapeError: arrays of different length or width. InvalidArgumentError: unknown names.
+            MemoryCapacityError: there is no room for so many.
         """
-        arrays = {k: np.asarray(v) for k, v in inputs.items()}
-        lengths = {k: len(v) for k, v in arrays.items()}
-        if not lengths or len(set(lengths.values())) != 1:
-            raise DataShapeError(f"inputs must have the same number of samples, not {lengths}")
-        samples = next(iter(lengths.values()))
-        data = Dataset(samples, {})
-        known: set[str] = set()
+        if isinstance(inputs, Packed):
+            data = Dataset(inputs.samples, {})
+            self.counters["saturated_host"] += inputs.saturated
+            parts = [(k, width, iter([words])) for k, (width, words) in inputs.pieces.items()]
+        else:
+            samples, pieces = self._packing.pieces(inputs)
+            data = Dataset(samples, {})
+            parts = [(piece.key, piece.width, self._words_of(piece)) for piece in pieces]
         try:
-            for function in self.meta["functions"].values():
-                for info in function["inputs"]:
-                    known.add(info["name"])
-                    self._upload_batch(data, info, arrays)
-                for group, names in enumerate(function["columns"]):
-                    known.update(names)
-                    self._upload_columns(data, f"columns {group}", names, arrays)
-            unknown = sorted(set(arrays) - known)
-            if unknown:
-                raise InvalidArgumentError(f"inputs must be among {sorted(known)}, not {unknown}")
+            for key, width, words in parts:
+                at = data.rows[key] = self._memory.reserve((data.samples + 1) * width)
+                for some in words:
+                    self.executor.write(at, some)
+                    at += len(some)
+                self.executor.write(at, np.zeros((width, self.side), np.uint32))
         except BaseException:
             self.release(data)
             raise
         return data
+
+    def _words_of(self, piece: Piece) -> Iterator[NDArray[np.uint32]]:
+        """The rows of all samples, some at a time: without a second copy of them all."""
+        some = max(1, PIECE // (4 * self.side * piece.width))
+        for start in range(0, len(piece.array), some):
+            words, over = piece.rows(piece.array[start : start + some])
+            self.counters["saturated_host"] += over
+            yield words
 
     def release(self, data: Dataset) -> None:
         """Give a data set's memory back; it cannot be used any more."""
         for first in data.rows.values():
             self._memory.release(first)
         data.rows.clear()
-
-    def _upload_batch(
-        self, data: Dataset, info: Mapping[str, Any], arrays: Mapping[str, NDArray]
-    ) -> None:
-        name, columns = info["name"], info["columns"]
-        if name in data.rows or name not in arrays:
-            return
-        array = arrays[name].reshape(data.samples, -1)
-        if array.shape[1] != columns:
-            raise DataShapeError(
-                f"{name} must have {columns} features a sample, not {array.shape[1]}"
-            )
-
-        def rows(some: NDArray) -> NDArray[np.uint32]:
-            some = pack.numbers(some)
-            if "image" in info:
-                some = pack.bordered(some, info["image"])
-            if info.get("octets"):
-                return pack.sample_octets(pack.octets(name, some), self.side)
-            return pack.sample_rows(self._words(some.astype(np.float32, copy=False)), self.side)
-
-        self._place(data, name, array, rows)
-
-    def _upload_columns(
-        self, data: Dataset, group: str, names: list[str], arrays: Mapping[str, NDArray]
-    ) -> None:
-        key = f"{group}: {','.join(names)}"
-        if key in data.rows:
-            return
-        columns = np.zeros((data.samples, len(names)), np.float32)
-        for lane, name in enumerate(names):
-            if name in arrays:
-                columns[:, lane] = arrays[name].reshape(data.samples)
-        self._place(data, key, columns, lambda some: pack.sample_rows(self._words(some), self.side))
-
-    def _place(
-        self,
-        data: Dataset,
-        key: str,
-        array: NDArray,
-        rows: Callable[[NDArray], NDArray[np.uint32]],
-    ) -> None:
-        """Write the rows of all samples, and a sample of zeros behind them, without a second copy of them all."""
-        width = len(rows(np.zeros((1, *array.shape[1:]), array.dtype)))  # rows a sample
-        first = data.rows[key] = self._memory.reserve((data.samples + 1) * width)
-        some = max(1, PIECE // (4 * self.side * width))
-        for start in range(0, data.samples, some):
-            self.executor.write(first + start * width, rows(array[start : start + some]))
-        self.executor.write(first + data.samples * width, np.zeros((width, self.side), np.uint32))
 
     # Running ------------------------------------------------------------------------------------
 

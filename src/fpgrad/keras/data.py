@@ -19,6 +19,10 @@ from fpgrad.keras.adapters import to_numpy
 __all__ = ["Layout", "random_samples"]
 
 
+_CHECKED = 1 << 20
+"""Numbers that are checked at once."""
+
+
 class Layout:
     """Checks and flattens samples for the graph inputs of one lowered model."""
 
@@ -196,12 +200,17 @@ def _numbers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, name: str) -> np.ndarray:
-    finite = np.isfinite(array)
-    if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
+    wrong: list[np.ndarray] = []
+    # In pieces: the data may be a file larger than this computer's memory.
+    some = max(1, _CHECKED // max(1, prod(array.shape[1:])))
+    for start in range(0, len(array), some):
+        finite = np.isfinite(array[start : start + some])
+        if not finite.all():
+            wrong.append(start + np.argwhere(~finite)[:, 0])
+    if wrong:
         raise NonFiniteDataError(
             f"{name} must be finite numbers, not NaN, infinity or beyond float32 "
-            f"(sample {row}, {int((~finite).sum())} such numbers)"
+            f"(sample {wrong[0][0]}, {sum(map(len, wrong))} such numbers)"
         )
     return array
 

@@ -30,9 +30,9 @@ from fpgrad.keras.functions import (
     work,
 )
 from fpgrad.keras.metrics import EpochMetrics, result_names
+from fpgrad.keras.placing import Placed
 from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.seeds import StepSeeds
-from fpgrad.keras.sources import Placed
 from fpgrad.transform import slot_state
 
 __all__ = ["Compiled", "Device", "OpenSession", "Planned", "Trial"]
@@ -87,9 +87,21 @@ class Compiled:
         functions = self.steps.functions.values()
         return frozenset(node.name for function in functions for node in function.inputs)
 
-    def upload(self, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Puts samples into device memory, as far as the functions read them."""
-        return self.session.upload({k: v for k, v in arrays.items() if k in self._inputs})
+    @property
+    def room(self) -> int:
+        """Samples that device memory has room for now."""
+        return self.session.room
+
+    def pack(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Makes of samples what `upload` sends, as far as the functions read them. Any thread may."""
+        return self.session.pack(self._read(arrays))
+
+    def upload(self, arrays: Any) -> Any:
+        """Puts samples, packed or not, into device memory, as far as the functions read them."""
+        return self.session.upload(self._read(arrays) if isinstance(arrays, dict) else arrays)
+
+    def _read(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {k: v for k, v in arrays.items() if k in self._inputs}
 
     def release(self, dataset: Any) -> None:
         """Gives the memory of samples back."""

@@ -15,6 +15,7 @@ from fpgrad.keras.callbacks import has_watchers, hears_of_batches, needs_every_s
 from fpgrad.keras.device import Compiled, Device, Planned
 from fpgrad.keras.metrics import EpochMetrics
 from fpgrad.keras.pace import Pace
+from fpgrad.keras.placing import Placed
 from fpgrad.keras.sources import Source
 
 __all__ = ["evaluate", "fit", "predict", "train_on_batch"]
@@ -99,7 +100,7 @@ def train_on_batch(device: Device, source: Source) -> dict[str, float]:
     """Runs one training step and returns the batch's loss and metrics, by name."""
     metrics = device.metrics()
     metrics.reset()
-    _Trainer(device, source, metrics, Pace(single=True)).group(list(source.epoch()))
+    _Trainer(device, source, metrics, Pace(single=True)).group(list(source.epoch()), [])
     device.pull()
     metrics.publish()
     return {name: float(value) for name, value in metrics.logs().items()}
@@ -115,11 +116,10 @@ def evaluate(device: Device, source: Source, *, callbacks: Any, verbose: Any) ->
     model.stop_evaluating = False
     callbacks.on_test_begin()
     metrics.reset()
-    for first, batches in _groups(source, pace):
+    for first, batches, following in _groups(source, pace):
         callbacks.on_test_batch_begin(first)
         compiled = _compiled(device, source, batches, training=True)
-        with pace.timing(len(batches)):
-            placed = source.place(compiled, batches, _normaliser(compiled))
+        for placed in _placed(source, compiled, batches, following, pace, _normaliser(compiled)):
             metrics.add(device.evaluate(compiled, placed), *placed.totals()[0])
             if metrics.wants_outputs:
                 metrics.add_outputs(device.predict(compiled, placed), placed)
@@ -141,12 +141,11 @@ def predict(device: Device, source: Source, *, callbacks: Any, verbose: Any) -> 
     model.stop_predicting = False
     callbacks.on_predict_begin()
     outputs: list[np.ndarray] = []
-    for first, batches in _groups(source, pace):
+    for first, batches, following in _groups(source, pace):
         callbacks.on_predict_batch_begin(first)
         compiled = _compiled(device, source, batches, training=False)
-        with pace.timing(len(batches)):
-            placed = source.place(compiled, batches, Normaliser.COUNT)
-            outputs.append(device.predict(compiled, placed))
+        parts = _placed(source, compiled, batches, following, pace, Normaliser.COUNT)
+        outputs.append(np.concatenate([device.predict(compiled, placed) for placed in parts]))
         callbacks.on_predict_batch_end(first + len(batches) - 1, {"outputs": outputs[-1]})
         if model.stop_predicting:
             break
@@ -199,21 +198,21 @@ class _Trainer:
         if self._planned is not None:
             yield 0, self._planned.steps, self._planned_epoch
             return
-        for first, batches in _groups(self._source, self._pace):
-            yield first, len(batches), partial(self.group, batches)
+        for first, batches, following in _groups(self._source, self._pace):
+            yield first, len(batches), partial(self.group, batches, following)
 
-    def group(self, batches: list[Any]) -> None:
-        """Trains on some batches."""
+    def group(self, batches: list[Any], following: list[Any]) -> None:
+        """Trains on some batches, while those that follow are prepared."""
         device, source, metrics = self._device, self._source, self._metrics
         compiled = _compiled(device, source, batches, training=True)
-        with self._pace.timing(len(batches)):
-            placed = source.place(compiled, batches, _normaliser(compiled))
+        normaliser = _normaliser(compiled)
+        for placed in _placed(source, compiled, batches, following, self._pace, normaliser):
             planned = device.plan(compiled, placed)
             (part,) = device.train(planned)
             metrics.add(part.sums, *planned.totals[0])
-        if metrics.wants_outputs:
-            outputs = device.outputs_of_last_step(compiled, int(placed.counts[-1]))
-            metrics.add_outputs(outputs, placed)
+            if metrics.wants_outputs:
+                outputs = device.outputs_of_last_step(compiled, int(placed.counts[-1]))
+                metrics.add_outputs(outputs, placed)
 
     def _plan(self, epochs: int) -> None:
         """Writes the next epochs to the device, if that can be done and they do not take long."""
@@ -223,8 +222,10 @@ class _Trainer:
             return
         steps = source.epoch_steps(training.normaliser)
         epochs = 0 if steps is None else min(epochs, self._pace.steps // steps)
-        if epochs > 1:
-            compiled = _compiled(device, source, (), training=True)
+        if epochs < 2:
+            return
+        compiled = _compiled(device, source, (), training=True)
+        if source.resident(compiled, training.normaliser):
             self._planned = device.plan(compiled, source.place_epochs(compiled, epochs), epochs)
             self._next = 0
 
@@ -252,18 +253,61 @@ def _normaliser(compiled: Compiled) -> Normaliser:
     return Normaliser.COUNT if training is None else training.normaliser
 
 
-def _groups(source: Source, pace: Pace) -> Iterator[tuple[int, list[Any]]]:
-    """Yields an epoch's batches in groups, each with the number of its first step."""
+def _groups(source: Source, pace: Pace) -> Iterator[tuple[int, list[Any], list[Any]]]:
+    """Yields an epoch's batches in groups, with the number of the first step and the group that follows.
+
+    The latter is empty at the end, and where somebody may act between two steps: nothing is read ahead of him.
+    """
     first = 0
+    group: list[Any] = []
+    for following in _slices(source, pace):
+        if pace.single:
+            yield first, following, []
+            first += len(following)
+            continue
+        if group:
+            yield first, group, following
+            first += len(group)
+        group = following
+    if group:
+        yield first, group, []
+
+
+def _slices(source: Source, pace: Pace) -> Iterator[list[Any]]:
     group: list[Any] = []
     for batch in source.epoch():
         group.append(batch)
-        if len(group) >= pace.steps:
-            yield first, group
-            first += len(group)
+        if len(group) >= min(pace.steps, source.most_steps):
+            yield group
             group = []
     if group:
-        yield first, group
+        yield group
+
+
+def _placed(
+    source: Source,
+    compiled: Compiled,
+    batches: list[Any],
+    following: list[Any],
+    pace: Pace,
+    normaliser: Normaliser,
+) -> Iterator[Placed]:
+    """Places a group of batches, in parts where device memory has no room for all of it.
+
+    What the caller does with a part is timed with it.
+    """
+    most = source.fitting(compiled, normaliser)
+    parts = [batches[i : i + most] for i in range(0, len(batches), most)]
+    if len(parts) == 1:
+        # It may be prepared already, and is known by its identity.
+        parts = [batches]
+    for part in parts:
+        with pace.timing(len(part)):
+            placed = source.place(compiled, part, normaliser)
+            if part is parts[-1] and 0 < len(following) <= most:
+                source.stage(compiled, following, normaliser)
+            yield placed
+        source.release()
 
 
 def _callback_list(

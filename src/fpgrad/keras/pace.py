@@ -33,6 +33,8 @@ class Pace:
         name: str = "",
         known: MutableMapping[str, float] | None = None,
     ) -> None:
+        #: Whether every step is a group of its own.
+        self.single = single
         self._most = 1 if single else min(most, MAX_STEPS)
         self._target = target
         self._name = name
