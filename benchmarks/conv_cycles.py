@@ -1,10 +1,10 @@
-"""Cycles of a training step of the convolutional networks 1X, 2X and 4X, beside published machines."""
+"""Cycles of a training step of the convolutional networks 1X, 2X and 4X, in the generated hardware too."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -14,6 +14,7 @@ from benchmarks.models import Case, compile_case, formats
 from benchmarks.networks import cifar_case, cifar_model, useful_macs
 from benchmarks.record import RESULTS, Record, finish, recording, spread
 from benchmarks.timing import timed_both
+from fpgrad import FPGA
 from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.emulator.timing import cycles_per_step
 from fpgrad.errors import FpgradError
@@ -29,35 +30,12 @@ CASES = (cifar_case(1, 16), cifar_case(1, 32), cifar_case(2, 16), cifar_case(4, 
 TILES = (6144, 5120)
 
 CYCLES, MEMORY = "Cycles of a training step of 1X, 2X and 4X", "Their programs and machines"
-PUBLISHED, FEWER = "Beside published figures", "1X with fewer tiles on the chip"
+FEWER = "1X with fewer tiles on the chip"
 #: Per cent of a step's cycles below which a layer is not listed.
 LEAST_SHARE = 0.3
 
 RTL, UNITS = "A whole training step in RTL", "Where the cycles of 1X go"
 
-
-@dataclass(frozen=True)
-class Published:
-    """A figure of somebody else's machine: `cycles` of training for each image."""
-
-    network: int
-    who: str
-    numbers: str
-    lanes: int
-    batch: int | None
-    cycles: int
-
-
-EF_TRAIN, FPL = "EF-Train, convolutions, latency model", "FPL'19, from epoch time"
-
-FIGURES = (
-    Published(1, EF_TRAIN, "fp32", 256, 128, 207_098),
-    Published(1, FPL, "16-bit fixed point", 1024, None, 87_300),
-    Published(2, EF_TRAIN, "fp32", 256, 128, 658_269),
-    Published(2, FPL, "16-bit fixed point", 2048, None, 199_700),
-    Published(4, EF_TRAIN, "fp32", 256, 128, 2_326_080),
-    Published(4, FPL, "16-bit fixed point", 4096, None, 461_700),
-)
 
 NOTES = """\
 * 1X: `16 C3 - 16 C3 - MP2 - 32 C3 - 32 C3 - MP2 - 64 C3 - 64 C3 - MP2 - FC10` on 32x32x3, each C3
@@ -82,17 +60,9 @@ NOTES = """\
 * on-chip MB: all memories of the machine with what second read ports cost, in millions of bytes;
   external KB: data, indices and, with fewer tiles, tiles that come and go; the port is {words} words
   of 32 bits wide, latency {latency} cycles, no refresh
-* **numbers differ**: fpgrad's products are of 8-bit mantissas with one exponent for a tile of 16x16,
-  sums in 32 bits, all else in 24-bit floating point; EF-Train computes in fp32, FPL'19 in 16-bit
-  fixed point, which take more of a chip for each lane. EF-Train's cycles are its authors' latency
-  model of the convolutions at batch 128; FPL'19's follow from epoch time and clock. Both are good to
-  about 5 %, and both move feature maps through external memory, where fpgrad's machines of the first
-  tables hold all of them on the chip, which takes a large chip
-* lanes x cycles: lanes times cycles an image, fpgrad at the network's first batch size = 1; at the
-  same 256 lanes this is the ratio of cycles
-* fpgrad has 256 lanes here; `benchmarks.conv_machines` has 1024 and 4096, which are several cores
-* sources: EF-Train: Tang et al., TODAES 2022 (arXiv 2202.10935) and its authors' repository; FPL'19:
-  Venkataramanaiah et al., FPL 2019 (arXiv 1908.06724), on a Stratix 10 at 240 MHz
+* a step in RTL: of 1X on one core and on four, at 256 and 1024 lanes, 16 samples a core, everything on
+  the chip; all words of all memories are compared with the emulator's, and the sums of metrics
+* published figures: `benchmarks.published`
 """
 
 
@@ -101,7 +71,7 @@ def run(
     repetitions: int = 3,
     tiles: Sequence[int] = TILES,
     *,
-    rtl: bool = False,
+    rtl: Sequence[int] = (),
     cache: Path | None = None,
 ) -> Record:
     """Compile each network and follow its training step with the cycle model.
@@ -110,10 +80,10 @@ def run(
         cases: of the networks; the first is taken apart, given fewer tiles, and run in RTL.
         repetitions: times that each is compiled.
         tiles: on the chip in the machines that have fewer than the first case wants.
-        rtl: whether to build and run the first case's hardware.
+        rtl: on how many cores to build and run the first case's hardware, one after the other.
         cache: where simulations are kept; the user's cache unless given.
     """
-    with recording("conv_cycles", cases=[c.title for c in cases], rtl=rtl) as record:
+    with recording("conv_cycles", cases=[c.title for c in cases], rtl=list(rtl)) as record:
         counted = ", ".join(
             f"{useful_macs(cifar_model(k), padding=True) / 1e6:.2f} M for {k}X" for k in (1, 2, 4)
         )
@@ -131,13 +101,12 @@ def run(
                 programs[case.title] = _measure(record, case, repetitions)
             except FpgradError as error:
                 record.failed(case.title, error)
-        _compare(record, cases, programs)
         for limit in tiles:
             _fewer(record, cases[0], limit)
         if cases[0].title in programs:
             _take_apart(record, programs[cases[0].title])
-            if rtl:
-                _run_rtl(record, cases[0], cache)
+            for cores in rtl:
+                _run_rtl(record, cases[0], cores, cache)
         record.count_failures()
     return record
 
@@ -202,39 +171,6 @@ def _moved(case: Case, program: Program) -> dict[str, float]:
     }
 
 
-def _compare(record: Record, cases: Sequence[Case], programs: dict[str, Program]) -> None:
-    """The published figures among ours, network by network."""
-    for wide in (1, 2, 4):
-        mine = [c for c in cases if c.name == f"{wide}X" and c.title in programs]
-        if not mine:
-            continue
-        macs = useful_macs(cifar_model(wide), padding=True)
-        found = [
-            Published(
-                wide,
-                "fpgrad, whole step, cycle model",
-                "8-bit block floating point",
-                case.side**2,
-                case.batch_size,
-                round(cycles_per_step(programs[case.title], "train") / case.batch_size),
-            )
-            for case in mine
-        ]
-        for figure in (*found, *(f for f in FIGURES if f.network == wide)):
-            work = figure.lanes * figure.cycles
-            record.row(
-                PUBLISHED,
-                network=f"{wide}X",
-                who=figure.who,
-                numbers=figure.numbers,
-                lanes=figure.lanes,
-                batch=figure.batch,
-                cycles_an_image=figure.cycles,
-                **{"published way %": 100 * macs / work},
-                **{"lanes x cycles": work / (found[0].lanes * found[0].cycles)},
-            )
-
-
 def _fewer(record: Record, case: Case, limit: int) -> None:
     """The same step where tiles wait in external memory."""
     fpga = compile_case(case)[0]
@@ -279,37 +215,43 @@ def _take_apart(record: Record, program: Program) -> None:
             )
 
 
-def _run_rtl(record: Record, case: Case, cache: Path | None) -> None:
+def _run_rtl(record: Record, case: Case, cores: int, cache: Path | None) -> None:
     """One whole step on RTL and emulator, every word of every memory compared."""
-    fpga, program = compile_case(case)
+    machine = Machine(replace(formats(case.side), cores=cores))
+    batch = cores * case.batch_size
+    fpga = FPGA(case.build(), config=machine)
+    title = f"{case.name}, {cores * case.side**2} lanes, batch {batch}: a step in RTL"
     try:
-        both = run_on_both(program, fpga._device.trial(1, case.batch_size, seed=0), cache)
+        program = fpga.program(batch)
+        both = run_on_both(program, fpga._device.trial(1, batch, seed=0), cache)
     except FpgradError as error:
-        record.failed(f"{case.title}, RTL", error)
+        record.failed(title, error)
         return
     difference = 100 * (both.emulator / both.rtl - 1)
+    macs = useful_macs(fpga.model) * batch
     record.row(
         RTL,
         network=case.name,
-        batch=case.batch_size,
+        cores=cores,
+        lanes=program.config.mac_lanes,
+        batch=batch,
         RTL=both.rtl,
         emulator=both.emulator,
         **{"difference %": difference},
+        **{"utilisation %": 100 * macs / (program.config.mac_lanes * both.rtl)},
         words_compared=both.words,
         differing=both.differing,
         simulation_seconds=both.seconds,
     )
-    what = f"{case.title}: a step in RTL: words that differ from the emulator's"
-    record.bar(what, both.differing, "≤", 0, "")
-    what = f"{case.title}: a step in RTL: emulator's cycles away"
-    record.bar(what, abs(difference), "≤", MODEL_BAR, "%")
+    record.bar(f"{title}: words that differ from the emulator's", both.differing, "≤", 0, "")
+    record.bar(f"{title}: emulator's cycles away", abs(difference), "≤", MODEL_BAR, "%")
 
 
 def main(
     repetitions: int = 3, rtl: bool = False, cache: Path | None = None, out: Path = RESULTS
 ) -> None:
-    """Count cycles of 1X, 2X and 4X; --rtl also simulates a step of 1X, which takes minutes to build."""
-    finish(run(repetitions=repetitions, rtl=rtl, cache=cache), out)
+    """Count cycles of 1X, 2X and 4X; --rtl also simulates a step of 1X on one and four cores, which takes minutes."""
+    finish(run(repetitions=repetitions, rtl=(1, 4) if rtl else (), cache=cache), out)
 
 
 if __name__ == "__main__":

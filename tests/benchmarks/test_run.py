@@ -14,6 +14,7 @@ from benchmarks import (
     emulator_speed,
     few_samples,
     parity,
+    published,
     rtl_speed,
     vgg,
 )
@@ -88,10 +89,22 @@ def test_conv_cycles():
     ]
     (row,) = record.tables[conv_cycles.CYCLES]
     assert float(row["published way %"] or 0) > float(row["utilisation %"] or 0) > 0
-    assert len(record.tables[conv_cycles.PUBLISHED]) == 3
     assert len(record.tables[conv_cycles.FEWER]) == 1
     (failed,) = record.tables["Failed"]
     assert failed["case"] == f"{TINY_IMAGES.title}, 1 tiles"
+
+
+def test_published():
+    record = published.run((1,))
+    assert list(bars(record)) == ["cases that could not be run"]
+    assert all(bars(record).values())
+    theirs, ours, *_ = record.tables[published.LANES]
+    assert theirs["lanes"] == ours["lanes"] == 256
+    assert theirs["times"] == 1
+    assert float(ours["times"] or 0) > 1
+    assert [row["DSP blocks"] for row in record.tables[published.DSPS]] == [1280, 1280, 512, 512]
+    moved = [float(row["KB an image"] or 0) for row in record.tables[published.BYTES]]
+    assert min(moved) > 0
 
 
 def test_conv_machines():
@@ -151,9 +164,10 @@ def test_cycles(cache):
 
 @pytest.mark.slow
 def test_conv_cycles_in_rtl(cache):
-    held = bars(conv_cycles.run([TINY_IMAGES], 1, tiles=(), rtl=True, cache=cache))
-    assert held[f"{TINY_IMAGES.title}: a step in RTL: words that differ from the emulator's"]
-    assert held[f"{TINY_IMAGES.title}: a step in RTL: emulator's cycles away"]
+    held = bars(conv_cycles.run([TINY_IMAGES], 1, tiles=(), rtl=(1, 2), cache=cache))
+    for title in ("1X, 16 lanes, batch 4: a step in RTL", "1X, 32 lanes, batch 8: a step in RTL"):
+        assert held[f"{title}: words that differ from the emulator's"]
+        assert held[f"{title}: emulator's cycles away"]
     assert held["cases that could not be run"]
 
 
