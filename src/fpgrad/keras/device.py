@@ -13,12 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from keras import ops
-from keras.optimizers import schedules
 
 from fpgrad.frontend.keras import lower
 from fpgrad.frontend.lowered import Lowered
-from fpgrad.frontend.weights import KernelLayout
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
 from fpgrad.keras.functions import (
@@ -31,9 +28,10 @@ from fpgrad.keras.functions import (
 )
 from fpgrad.keras.metrics import EpochMetrics, result_names
 from fpgrad.keras.placing import Placed
+from fpgrad.keras.rates import constants, is_constant, number, step_scalars
 from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.seeds import StepSeeds
-from fpgrad.transform import slot_state
+from fpgrad.keras.variables import Link, links_of, read_variable
 
 __all__ = ["Compiled", "Device", "OpenSession", "Planned", "Trial"]
 
@@ -42,24 +40,6 @@ OpenSession = Callable[[Mapping[str, Function]], Any]
 
 SMALLEST_BATCH = 2
 """Samples in the smallest compiled batch: a batch of one is padded, so that batches are never rows."""
-
-_KERAS_SLOTS = {
-    "momentum": ("_momentums", "momentums"),
-    "velocity": ("_velocities",),
-    "velocity_hat": ("_velocity_hats",),
-    "average_gradient": ("_average_gradients",),
-}
-"""Where Keras's optimizers keep the list of variables of a slot."""
-
-
-@dataclass(frozen=True)
-class _Link:
-    """One Keras variable and the state that holds ``variable / scale``."""
-
-    state: str
-    variable: Any
-    layout: KernelLayout
-    scale: float = 1.0
 
 
 @dataclass
@@ -72,7 +52,7 @@ class Compiled:
     lowered: Lowered
     steps: Steps
     session: Any
-    links: tuple[_Link, ...]
+    links: tuple[Link, ...]
     rows: int
     synced: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -201,7 +181,7 @@ class Device:
                 session = self._open_program(steps.program)
             else:
                 session = self._open_session(steps.functions)
-            links = _links(self.model, lowered, steps)
+            links = links_of(self.model, lowered, steps)
             found = Compiled(lowered, steps, session, links, batch_size)
             self._compiled[training, batch_size] = found
             self.seconds.clear()
@@ -322,7 +302,7 @@ class Device:
             id(getattr(model, "_compile_metrics", None)),
             tuple(variable.trainable for variable in model.weights),
             tuple(layer.trainable for layer in model._flatten_layers()),
-            _numbers(optimizer),
+            constants(optimizer),
         )
         if fingerprint != self._fingerprint:
             if self._ahead is not None and self._fingerprint is not None:
@@ -356,11 +336,11 @@ class Device:
         """Returns random data for ``steps`` training steps from the model's present variables."""
         lowered = self.description(training=True)
         built = self.steps(batch_size, training=True)
-        links = _links(self.model, lowered, built)
+        links = links_of(self.model, lowered, built)
         optimizer = self.model.optimizer
-        first = int(_number(optimizer._iterations))
+        first = int(number(optimizer._iterations))
         scalars = {"inv_count": np.full(steps, 1.0 / batch_size)}
-        scalars.update(_optimizer_scalars(built, optimizer, first, steps))
+        scalars.update(step_scalars(built, optimizer, first, steps))
         read = {node.name for function in built.functions.values() for node in function.inputs}
         samples = random_samples(lowered, steps * batch_size, seed)
         order = np.full((steps, self._rows(batch_size, training=True)), -1)
@@ -369,7 +349,9 @@ class Device:
             data={name: array for name, array in samples.items() if name in read},
             order=order,
             scalars=scalars,
-            states={link.state: _read(link).astype(np.float64) / link.scale for link in links},
+            states={
+                link.state: read_variable(link).astype(np.float64) / link.scale for link in links
+            },
             seeds=self._seeds.draw(first, steps) if built.seeded else None,
         )
 
@@ -378,7 +360,7 @@ class Device:
     @property
     def rate_is_constant(self) -> bool:
         """Whether the learning rate is a number until somebody sets another one."""
-        return _is_constant(self.model.optimizer._learning_rate)
+        return is_constant(self.model.optimizer._learning_rate)
 
     def plan(self, compiled: Compiled, placed: Placed, epochs: int = 1) -> Planned:
         """Writes everything that training steps need to the device, without running them.
@@ -392,7 +374,7 @@ class Device:
         first = self._first()
         steps = len(placed.counts)
         scalars = {"inv_count": 1.0 / placed.counts}
-        scalars.update(_optimizer_scalars(compiled.steps, optimizer, first, steps))
+        scalars.update(step_scalars(compiled.steps, optimizer, first, steps))
         seeds = self._seeds.draw(first, steps) if compiled.steps.seeded else None
         with self._running(compiled):
             plan = compiled.session.plan(placed.dataset, placed.order, scalars, seeds)
@@ -417,7 +399,7 @@ class Device:
     def _first(self) -> int:
         if self._iterations is not None:
             return self._iterations[1]
-        return int(_number(self.model.optimizer._iterations))
+        return int(number(self.model.optimizer._iterations))
 
     def _write_iterations(self) -> None:
         if self._iterations is not None:
@@ -474,7 +456,7 @@ class Device:
         changed: dict[str, np.ndarray] = {}
         scales: dict[str, float] = {}
         for link in compiled.links:
-            value = _read(link)
+            value = read_variable(link)
             known = compiled.synced.get(link.state)
             if known is None or not np.array_equal(value, known):
                 changed[link.state] = value.copy()
@@ -487,73 +469,3 @@ class Device:
                 }
             )
             compiled.synced.update(changed)
-
-
-def _read(link: _Link) -> np.ndarray:
-    """The variable as an array of the state's shape, which may be a view of its memory."""
-    value = np.asarray(ops.convert_to_numpy(link.variable.value))
-    if value.dtype not in (np.float32, np.float64):
-        value = value.astype(np.float64)
-    return link.layout.pack(value)
-
-
-def _links(model: Any, lowered: Lowered, steps: Steps) -> tuple[_Link, ...]:
-    links = [_Link(b.state, b.variable, b.layout) for b in lowered.variables]
-    if steps.optimizer is None:
-        return tuple(links)
-    optimizer = model.optimizer
-    states = {state.name for state in steps.functions["train"].states}
-    for binding in lowered.variables:
-        if not binding.trainable:
-            continue
-        index = optimizer._get_variable_index(binding.variable)
-        for slot in steps.optimizer.slots:
-            name = slot_state(binding.state, slot.name)
-            if name in states:
-                variable = _slot_variables(optimizer, slot.name)[index]
-                links.append(_Link(name, variable, binding.layout, slot.scale))
-    return tuple(link for link in links if link.state in states)
-
-
-def _slot_variables(optimizer: Any, slot: str) -> list[Any]:
-    for attribute in _KERAS_SLOTS[slot]:
-        if hasattr(optimizer, attribute):
-            return getattr(optimizer, attribute)
-    raise AssertionError(f"{type(optimizer).__name__} has no variables for {slot}")
-
-
-def _numbers(optimizer: Any) -> tuple[object, ...]:
-    """The optimizer's own arguments, which are constants of the compiled step."""
-    names = ("momentum", "nesterov", "rho", "epsilon", "centered", "beta_1", "beta_2", "amsgrad")
-    shared = ("weight_decay", "clipvalue", "clipnorm", "global_clipnorm", "use_ema")
-    return tuple(getattr(optimizer, name, None) for name in (*names, *shared))
-
-
-def _optimizer_scalars(
-    steps: Steps, optimizer: Any, first: int, count: int
-) -> dict[str, np.ndarray]:
-    assert steps.optimizer is not None
-    rates = _learning_rates(optimizer, first, count)
-    scalars = steps.optimizer.host_scalars(rates, np.arange(first, first + count))
-    return {name: np.broadcast_to(values, (count,)) for name, values in scalars.items()}
-
-
-def _learning_rates(optimizer: Any, first: int, count: int) -> np.ndarray:
-    """The learning rate of each step: a schedule's, a function's, or the variable's."""
-    rate = optimizer._learning_rate
-    if _is_constant(rate):
-        return np.full(count, _number(rate))
-    if isinstance(rate, schedules.LearningRateSchedule):
-        return np.array([_number(rate(first + step)) for step in range(count)])
-    return np.array([_number(rate()) for _ in range(count)])
-
-
-def _is_constant(rate: Any) -> bool:
-    if isinstance(rate, schedules.LearningRateSchedule):
-        return False
-    return not callable(rate) or hasattr(rate, "assign")
-
-
-def _number(scalar: Any) -> float:
-    """A Keras scalar, variable or tensor as a Python number."""
-    return float(np.asarray(ops.convert_to_numpy(scalar)))
