@@ -136,6 +136,10 @@ class ExecutionError(FpgradError, RuntimeError):
     """An executor stopped in the middle of a program."""
 
 
+class CheckpointError(FpgradError, ValueError):
+    """A checkpoint is damaged, or of another run than the one that was to go on."""
+
+
 class ToolNotFoundError(FpgradError, RuntimeError):
     """A tool that a backend or a build needs is not installed; the message says how to get it."""
 
@@ -158,3 +162,7 @@ class SaturationWarning(UserWarning):
 
 class StreamedDataWarning(UserWarning):
     """A data set has no room in device memory, and is sent again in every epoch; the message says what would help."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something of a run could not be brought back from its checkpoint; the message says what."""

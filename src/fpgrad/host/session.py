@@ -330,6 +330,10 @@ class Session:
             )
         return self._metrics(plan, first, steps, parts)
 
+    def begin_window(self) -> None:
+        """Let the next steps' metrics be summed from zero; what was summed before has been reported."""
+        self._window = ("", 0)
+
     def evaluate(
         self,
         data: Dataset,

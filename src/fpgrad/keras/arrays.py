@@ -58,6 +58,24 @@ class ArraySource:
         self.most_steps = MAX_STEPS
 
     @property
+    def identity(self) -> Any:
+        """See :class:`fpgrad.keras.sources.Source`."""
+        some = [0, self._samples // 2, self._samples - 1]
+        # Without names: Keras counts those of inputs up within a process.
+        shown = [[a.shape, a[some].astype(float).tolist()] for a in self._encoded.values()]
+        return [shown, str(self._batching)]
+
+    @property
+    def order(self) -> Any:
+        """See :class:`fpgrad.keras.sources.Source`."""
+        return None if self._iterator is not None else self._generator.bit_generator.state
+
+    @order.setter
+    def order(self, state: Any) -> None:
+        if state is not None:
+            self._generator.bit_generator.state = state
+
+    @property
     def num_batches(self) -> int | None:
         """See :class:`fpgrad.keras.sources.Source`."""
         if self._iterator is not None:

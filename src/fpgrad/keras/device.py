@@ -444,12 +444,35 @@ class Device:
         trained = [link for link in compiled.links if link.state in compiled.trained]
         values = compiled.session.read_states([link.state for link in trained])
         for link in trained:
-            value = values[link.state] * np.float32(link.scale)
-            link.variable.assign(link.layout.unpack(value).reshape(link.variable.shape))
             # Exactly what the variable now reads as: float32 or float64, both hold it. A copy, for
             # the variable may have become a view of the array.
-            compiled.synced[link.state] = value.copy()
+            compiled.synced[link.state] = _show(link, values[link.state]).copy()
         self._ahead = None
+
+    def states(self, compiled: Compiled) -> dict[str, np.ndarray]:
+        """The states of model and optimizer as the device has them, exact in float32; `pull` comes before.
+
+        Sums of metrics begin anew behind it, as they do behind `restore`, so that both runs report the same.
+        """
+        compiled.session.begin_window()
+        return compiled.session.read_states([link.state for link in compiled.links])
+
+    def restore(self, compiled: Compiled, states: Mapping[str, np.ndarray]) -> None:
+        """Sets what `states` has returned, here and in the user's variables."""
+        compiled.session.begin_window()
+        compiled.session.write_states(states)
+        for link in compiled.links:
+            _show(link, states[link.state])
+            compiled.synced[link.state] = read_variable(link).copy()
+
+    @property
+    def seed_base(self) -> int:
+        """That of the steps' seeds."""
+        return self._seeds.base
+
+    @seed_base.setter
+    def seed_base(self, base: int) -> None:
+        self._seeds.base = base
 
     def _push(self, compiled: Compiled) -> None:
         """Writes variables that someone has changed in the meantime, such as a callback."""
@@ -469,3 +492,10 @@ class Device:
                 }
             )
             compiled.synced.update(changed)
+
+
+def _show(link: Link, value: np.ndarray) -> np.ndarray:
+    """Sets a variable to what a state stands for, and returns that in the state's shape."""
+    value = value * np.float32(link.scale)
+    link.variable.assign(link.layout.unpack(value).reshape(link.variable.shape))
+    return value

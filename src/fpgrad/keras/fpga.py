@@ -24,6 +24,7 @@ from fpgrad.keras.adapters import (
 from fpgrad.keras.data import Layout
 from fpgrad.keras.device import Device, OpenSession
 from fpgrad.keras.functions import Steps
+from fpgrad.keras.resume import Checkpointer
 from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.sources import Source, open_source
 
@@ -115,8 +116,15 @@ class FPGA:
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: Any = 1,
+        *,
+        checkpoint: str | Path | None = None,
     ) -> Any:
-        """Trains the model; the arguments are those of ``keras.Model.fit``.
+        """Trains the model; the arguments are those of ``keras.Model.fit``, and one more.
+
+        Args:
+            checkpoint: a file that each epoch leaves behind: weights, optimizer, seeds, order of the
+                samples. If it is there already, its run goes on with the next epoch, to the bits that it
+                would have come to without a stop. Callbacks that count, such as EarlyStopping, count anew.
 
         Returns:
             Keras's History. If numbers saturated in the machine, its ``history`` has the key
@@ -127,6 +135,7 @@ class FPGA:
             UnsupportedModelError: with everything in the model that cannot be compiled.
             DataError: if data cannot be used (its subclasses say why). Arrays are checked before
                 anything runs; a stream of batches is checked as it comes.
+            CheckpointError: if the checkpoint is damaged, or of another model, machine or data set.
         """
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split_validation(
@@ -160,6 +169,7 @@ class FPGA:
                 validate=None if validation is None else self._validator(validation),
                 validation_freq=validation_freq,
                 on_epoch=saturation.end_of_epoch,
+                checkpoint=None if checkpoint is None else self._checkpointer(checkpoint, source),
             )
         finally:
             # Also when the user interrupts: what was trained is not lost.
@@ -366,6 +376,11 @@ class FPGA:
         source.prepare(layout)
         source.reset()
         return source
+
+    def _checkpointer(self, path: str | Path, source: Source) -> Checkpointer:
+        formats = _formats(self.config)
+        numbers = formats.matrix.tile, formats.matrix.accumulator, formats.vector, formats.cores
+        return Checkpointer(Path(path), self._device, source, numbers)
 
     def _batch(self, x: Any, y: Any, sample_weight: Any) -> Source:
         source = self._source(x, y, sample_weight, batch_size=_samples(x))

@@ -16,6 +16,7 @@ from fpgrad.keras.device import Compiled, Device, Planned
 from fpgrad.keras.metrics import EpochMetrics
 from fpgrad.keras.pace import Pace
 from fpgrad.keras.placing import Placed
+from fpgrad.keras.resume import Checkpointer
 from fpgrad.keras.sources import Source
 
 __all__ = ["evaluate", "fit", "predict", "train_on_batch"]
@@ -32,6 +33,7 @@ def fit(
     validate: Callable[[CallbackList], dict[str, float]] | None,
     validation_freq: Any,
     on_epoch: Callable[[int], None],
+    checkpoint: Checkpointer | None = None,
 ) -> Any:
     """Trains for some epochs and returns Keras's History.
 
@@ -47,14 +49,17 @@ def fit(
         validation_freq: as in Keras.
         on_epoch: called after every epoch, with how many of the numbers that saturated so far did so
             in later ones.
+        checkpoint: where to begin, and what each epoch leaves behind.
     """
     model = device.model
+    if checkpoint is not None:
+        initial_epoch = checkpoint.restore() or initial_epoch
     callbacks = _callback_list(
         callbacks, model, source, verbose=verbose, epochs=epochs, history=True
     )
     every_step = needs_every_step(callbacks, "train")
     each_group = hears_of_batches(callbacks, "train")
-    watched = has_watchers(callbacks)
+    watched = has_watchers(callbacks) or checkpoint is not None
     metrics = device.metrics()
     pace = Pace(
         single=every_step or metrics.wants_outputs,
@@ -90,6 +95,8 @@ def fit(
             logs.update({f"val_{name}": value for name, value in validate(callbacks).items()})
         on_epoch(trainer.saturated_later)
         callbacks.on_epoch_end(epoch, logs)
+        if checkpoint is not None:
+            checkpoint.save(epoch + 1)
         if model.stop_training:
             break
     callbacks.on_train_end(logs)

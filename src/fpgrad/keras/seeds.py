@@ -24,10 +24,19 @@ class StepSeeds:
 
     def draw(self, first: int, steps: int) -> np.ndarray:
         """Returns the seeds of steps ``first`` to ``first + steps``, shape (steps,), uint64."""
+        numbers = np.arange(first, first + steps, dtype=np.uint64)
+        return _mix(numbers + np.uint64(self.base))
+
+    @property
+    def base(self) -> int:
+        """From which the seeds of all steps follow."""
         if self._base is None:
             self._base = self._choose()
-        numbers = np.arange(first, first + steps, dtype=np.uint64)
-        return _mix(numbers + np.uint64(self._base))
+        return self._base
+
+    @base.setter
+    def base(self, base: int) -> None:
+        self._base = base
 
     def _choose(self) -> int:
         given = [

@@ -31,6 +31,14 @@ class Source(Protocol):
     most_steps: int
     """Batches that may be placed together, as far as is known."""
 
+    order: Any
+    """What the order of the next epoch's batches follows from, for JSON; None if that is not known here."""
+
+    @property
+    def identity(self) -> Any:
+        """What two data sets must have in common to be the same for all that a glance can tell, for JSON."""
+        ...
+
     @property
     def num_batches(self) -> int | None:
         """Batches in an epoch, None if unknown before the first one ended."""

@@ -44,7 +44,14 @@ class StreamSource:
         self._layout: Layout | None = None
         self._group = Group()
         self.most_steps = MOST_STEPS
+        #: The user's code alone knows.
+        self.order = None
         self._limit: int | None = self._iterator.data_adapter.batch_size
+
+    @property
+    def identity(self) -> Any:
+        """See :class:`fpgrad.keras.sources.Source`."""
+        return "stream"
 
     @property
     def num_batches(self) -> int | None:
