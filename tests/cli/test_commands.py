@@ -41,6 +41,13 @@ def test_help_lists_the_commands():
         assert command in out
 
 
+def test_python_runs_the_package():
+    ran = subprocess.run(
+        [sys.executable, "-m", "fpgrad", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("fpgrad ")
+
+
 def test_help_imports_no_framework():
     program = (
         "import sys; from typer.testing import CliRunner; from fpgrad.cli import app;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def load_model(path: str | Path) -> Any:
     if not path.is_file():
         raise ModelFileError(f"model file must exist, and {path} does not")
     try:
-        return keras.saving.load_model(path)
+        with warnings.catch_warnings():
+            # A model saved before any training: there is nothing of its optimizer to load.
+            warnings.filterwarnings("ignore", r"[\s\S]*the saved optimizer has 2 variables")
+            return keras.saving.load_model(path)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise ModelFileError(
             f"model file must be one that model.save wrote, and Keras cannot read {path}: {error}"
