@@ -136,6 +136,14 @@ class ExecutionError(FpgradError, RuntimeError):
     """An executor stopped in the middle of a program."""
 
 
+class LinkError(FpgradError, ConnectionError):
+    """A machine does not answer, or not as it should; the message says what to look at."""
+
+
+class BoardResetError(LinkError):
+    """A machine was reset in the middle of its work: what it held is lost. A checkpoint brings it back."""
+
+
 class CheckpointError(FpgradError, ValueError):
     """A checkpoint is damaged, or of another run than the one that was to go on."""
 
