@@ -20,6 +20,7 @@ QUESTIONS = {
     "conv_cycles": "How many cycles does a convolutional network take?",
     "conv_machines": "How do several cores and little memory do?",
     "published": "How do they do beside published machines?",
+    "recompute": "Are activations better kept or computed again?",
     "vgg": "How does a network of the size of VGG-16 do?",
     "few_samples": "What do several cores bring a small batch?",
     "emulator_speed": "How fast is the emulator?",
@@ -41,6 +42,7 @@ python -m benchmarks.cycles
 python -m benchmarks.conv_cycles     # --rtl: a step in the generated hardware as well
 python -m benchmarks.conv_machines
 python -m benchmarks.published
+python -m benchmarks.recompute       # --more: networks that take some minutes
 python -m benchmarks.vgg             # some minutes
 python -m benchmarks.few_samples
 python -m benchmarks.emulator_speed

@@ -189,6 +189,7 @@ def test_train_passes_its_arguments(monkeypatch):
         "clock_hz": 50e6,
         "cores": 1,
         "schedule": "auto",
+        "recompute": "auto",
     }
 
 

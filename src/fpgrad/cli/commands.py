@@ -29,6 +29,10 @@ Schedule = Annotated[
     Literal["auto", "layers", "samples"],
     typer.Option(help="A batch layer by layer, or sample tile by sample tile."),
 ]
+Recompute = Annotated[
+    Literal["auto", "never", "always"],
+    typer.Option(help="Whether the backward pass computes activations again."),
+]
 Backend = Annotated[Literal["emulator", "rtl", "reference"], typer.Option(help="The executor.")]
 
 
@@ -59,6 +63,7 @@ def train(
     clock_mhz: ClockMHz = 100.0,
     cores: Cores = 1,
     schedule: Schedule = "auto",
+    recompute: Recompute = "auto",
 ) -> None:
     """Train a 32-64-10 network on scikit-learn's digits, here and in Keras, and compare."""
     keras_frontend()
@@ -72,6 +77,7 @@ def train(
         clock_hz=clock_mhz * 1e6,
         cores=cores,
         schedule=schedule,
+        recompute=recompute,
     )
     typer.echo()
     typer.echo(result.summary)
@@ -81,10 +87,14 @@ def train(
 
 @app.command()
 def check(
-    model: ModelFile, batch_size: BatchSize = 32, cores: Cores = 1, schedule: Schedule = "auto"
+    model: ModelFile,
+    batch_size: BatchSize = 32,
+    cores: Cores = 1,
+    schedule: Schedule = "auto",
+    recompute: Recompute = "auto",
 ) -> None:
     """Compile a model, or list everything in it that is not supported."""
-    fpga = _fpga(model, cores, schedule)
+    fpga = _fpga(model, cores, schedule, recompute)
     program = fpga.program(batch_size)
     typer.echo(f"model {fpga.model.name!r} compiles; program {program.digest}")
 
@@ -96,9 +106,10 @@ def estimate(
     clock_mhz: ClockMHz = 100.0,
     cores: Cores = 1,
     schedule: Schedule = "auto",
+    recompute: Recompute = "auto",
 ) -> None:
     """Say what training a model costs: cycles, MAC lanes, memory, before any synthesis."""
-    fpga = _fpga(model, cores, schedule)
+    fpga = _fpga(model, cores, schedule, recompute)
     typer.echo(fpga.summary(clock_hz=clock_mhz * 1e6, batch_size=batch_size))
 
 
@@ -115,9 +126,10 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of the random data.")] = 0,
     cores: Cores = 1,
     schedule: Schedule = "auto",
+    recompute: Recompute = "auto",
 ) -> None:
     """Run the same training steps on two executors and compare every word."""
-    outcome = _fpga(model, cores, schedule).verify(
+    outcome = _fpga(model, cores, schedule, recompute).verify(
         backend=backend, against=against, steps=steps, batch_size=batch_size, seed=seed
     )
     typer.echo(str(outcome))
@@ -132,17 +144,20 @@ def verilog(
     batch_size: BatchSize = 32,
     cores: Cores = 1,
     schedule: Schedule = "auto",
+    recompute: Recompute = "auto",
 ) -> None:
     """Write the generated design as Verilog, and the program that trains the model on it."""
-    for path in _fpga(model, cores, schedule).export_verilog(directory, batch_size):
+    for path in _fpga(model, cores, schedule, recompute).export_verilog(directory, batch_size):
         typer.echo(str(path))
 
 
-def _fpga(model: Path, cores: int, schedule: str) -> Any:
+def _fpga(model: Path, cores: int, schedule: str, recompute: str) -> Any:
     """A saved model on the smallest machine of the default formats and so many cores."""
     frontend = keras_frontend()
     config = frontend.machine_of(cores)
-    return frontend.FPGA(frontend.load_model(model), config=config, schedule=schedule)
+    return frontend.FPGA(
+        frontend.load_model(model), config=config, schedule=schedule, recompute=recompute
+    )
 
 
 def main() -> None:

@@ -62,7 +62,9 @@ def with_pieces(
         writers[piece] = list(regions)
         low[piece] = min(r.low for r in regions.values())
         size = max(size, max(r.high for r in regions.values()) + 1 - low[piece])
-    places = min(PLACES, len(pieces))
+    places = min(
+        1 if readers[0].again else PLACES, len(pieces)
+    )  # others wait for what is made of them
     again = Buffer(f"{buffer.name}, {readers[0].phase}", "tile", places * size)
     made: dict[tuple[int, int], int] = {}
     out: list[VectorStep] = []

@@ -7,11 +7,12 @@ one pass, and gets a pass of its own otherwise.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from fpgrad.codegen.batches import shares, turns
 from fpgrad.codegen.convolution import terms as conv_terms
 from fpgrad.codegen.match import ALUS, FUNCTIONS, REDUCTIONS, STREAMED, Match, candidates, reduction
+from fpgrad.codegen.names import is_again, phase_of
 from fpgrad.codegen.steps import Scalar, Value
 from fpgrad.codegen.storage import Grid, Walk
 from fpgrad.errors import GraphError
@@ -54,6 +55,7 @@ class Folding:
             x: name for name, node in function.outputs for _, x in shares(name, node)
         }
         self.quantises = {n.inputs[0]: n for n in self.nodes if n.op == "quantise"}
+        self.again = made_again(self.nodes)
         self.matches: dict[Node, Match] = {}
         self.absorbed: set[Node] = set()
         self.unfolds: dict[
@@ -93,19 +95,25 @@ class Folding:
         roots.reverse()
         level = self.levels()
 
-        def when(node: Node) -> tuple[int, int, bool]:
+        def when(node: Node) -> tuple[int, int, int]:
             later = node.op == "conv_weight"  # than a pass that takes the rows of the other product
-            return self.turns[node], level[node] + later, later
+            sooner = node in self.again  # than who reads it, but not than what else that needs
+            return self.turns[node], level[node] + later, later - sooner
 
         return self.ordered(sorted(roots, key=when))
 
     def levels(self) -> dict[Node, int]:
         """The steps of computation behind each node. In their order a kernel's gradient, and its update, come when the
-        layer's cotangent is there, not after those of all layers: what they read can go. Behind the cotangent of what
+        layer's cotangent is there, not after those of all layers: what they read can go. What is computed again comes with
+        those who read it. Behind the cotangent of what
         the layer reads, it keeps the matrix unit at work while the vector unit normalises that."""
         level: dict[Node, int] = {}
         for node in self.nodes:
             level[node] = 1 + max((level[x] for x in node.inputs), default=0)
+        for node in reversed(self.nodes):
+            users = self.users.get(node, ())
+            if node in self.again and users:
+                level[node] = min(level[x] + (x.op == "conv_weight") for x in users)
         return level
 
     def single(self, node: Node) -> bool:
@@ -250,3 +258,13 @@ class Folding:
         for root in roots:
             visit(root)
         return list(done)
+
+
+def made_again(nodes: Iterable[Node]) -> set[Node]:
+    """What is computed a second time for the backward pass, and what the backward pass makes of such alone."""
+    found: set[Node] = set()
+    for node in nodes:
+        kept = (x.is_leaf or x in found or phase_of(x) == "forward" for x in node.inputs)
+        if is_again(node) or (any(x in found for x in node.inputs) and all(kept)):
+            found.add(node)
+    return found

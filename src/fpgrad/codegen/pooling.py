@@ -150,6 +150,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
     windows = transposed(node.attrs["windows"])
     grid, pooled = selector.keep.grid(node), selector.keep.grid(y)
     walk = walk_of(selector, x)
+    again = not selector.fold.again.isdisjoint((x, y))  # they do not wait for the cotangent either
 
     def passes(step: VectorStep) -> list[VectorStep]:
         at_x = selector.access(x, grid, walk)
@@ -175,6 +176,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
                         target=marked,
                         tile=None,
                         text="maximum",
+                        again=again,
                     )
                 )
                 whole = len(taps) == 1

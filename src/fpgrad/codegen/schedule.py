@@ -150,7 +150,7 @@ def depends(
                 item.before.setdefault(random, 0)
             random = item
     add_waits(items, sums)
-    for item in items:
+    for item in reversed(items):
         for copy in [p for p in item.before if p.step.again]:
             for p in item.before:
                 if p.index < copy.index and not p.step.again:

@@ -26,6 +26,7 @@ from fpgrad.codegen.inputs import (
     unfold,
 )
 from fpgrad.codegen.kernels import Part, slices
+from fpgrad.codegen.late import computed_late
 from fpgrad.codegen.match import REDUCTIONS, Match
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.persistent import Persistent
@@ -80,6 +81,7 @@ class Selector:
                 self.compute(node)
             for step in self.out.steps[done:]:
                 step.turn = turns[self.fold.turns[node]]
+                step.again |= node in self.fold.again
         last = len(self.out.steps)
         for state, value in self.function.updates:
             if self.fold.targets.get(value) is not state:
@@ -89,6 +91,7 @@ class Selector:
                 self.output(share, part)
         for step in self.out.steps[last:]:
             step.turn = self.out.turns - 1
+        self.out.steps = computed_late(self.out.steps, self.t)
         return self.out
 
     def declare_inputs(self) -> None:

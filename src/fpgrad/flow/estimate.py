@@ -199,12 +199,14 @@ def summarise(
     saturations: Mapping[str, int] | None = None,
     samples: int | None = None,
     schedule: str | None = None,
+    recomputed: str | None = None,
 ) -> StepSummary:
     """The cost of one step of ``entry``, counted by the cycle model in the steady state of a long run.
 
     Args:
         samples: of the user's batch, where the compiled one is larger: the rest is padding.
         schedule: how the step goes through the batch, and why; what the program knows of it by default.
+        recomputed: what is computed again for the backward pass, and why.
 
     Raises:
         ProgramError: no such entry.
@@ -236,6 +238,8 @@ def summarise(
         alone = program.meta["shares"] == 1
         whole = "whole tiles of samples" if alone else "equal parts for all cores"
         notes.append(f"A batch of {samples} is computed as {compiled}: {whole}")
+    if recomputed is not None:
+        notes.append(f"Recomputed for the backward pass: {recomputed}")
     blocks, note = dsp_blocks(program.config)
     return StepSummary(
         model=model,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fpgrad.errors import InvalidArgumentError, MissingExtraError
+from fpgrad.flow import recomputing
 from fpgrad.flow.schedules import Wanted
 from fpgrad.keras.fpga import FPGA, Backend, machine_of
 
@@ -108,6 +109,7 @@ def train_digits(
     clock_hz: float = 100e6,
     cores: int = 1,
     schedule: Wanted = "auto",
+    recompute: recomputing.Wanted = "auto",
     verbose: int | str = "auto",
 ) -> Comparison:
     """Trains the demonstration's model on an executor, then the same model in Keras, in fp32.
@@ -120,6 +122,7 @@ def train_digits(
         clock_hz: the clock for which the summary states times.
         cores: of the machine.
         schedule: how a step goes through a batch, see `FPGA`.
+        recompute: whether activations are computed again, see `FPGA`.
         verbose: Keras's progress bar for the machine's training.
 
     Raises:
@@ -147,7 +150,7 @@ def train_digits(
         "steps_per_epoch": steps,
         "shuffle": False,
     }
-    fpga = FPGA(model, backend, machine_of(cores), schedule=schedule)
+    fpga = FPGA(model, backend, machine_of(cores), schedule=schedule, recompute=recompute)
     seconds = _timed(lambda: fpga.fit(x_train[order], y_train[order], verbose=verbose, **common))
     counted = fpga.counters
     keras_seconds = _timed(lambda: twin.fit(x_train[order], y_train[order], verbose=0, **common))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fpgrad.errors import InvalidArgumentError, SaturationWarning, UnsupportedFrameworkError
+from fpgrad.flow import recomputing
 from fpgrad.flow.schedules import Wanted
 from fpgrad.graph import Function
 from fpgrad.keras import loops
@@ -52,12 +53,16 @@ class FPGA:
         schedule: how a step goes through a core's batch: "layers", layer by layer; "samples", one tile of samples after
             the other, gradients added up; "auto", the former unless something would have to wait in external memory and
             the latter takes fewer cycles. `summary` says which it is, and why.
+        recompute: whether the backward pass computes activations again instead of keeping them: "never"; "always", where
+            it can; "auto", those that are cheaper to compute than to move, if something would have to wait in external
+            memory and it takes fewer cycles, or if all would not fit. Results are the same bits. `summary` says what, and
+            why.
         open_session: replaces backend and config: a function from the graph functions by name
             ("train", "evaluate", "predict") to a session.
 
     Raises:
         UnsupportedFrameworkError: if ``model`` is not a Keras model.
-        InvalidArgumentError: if there is no such backend or schedule.
+        InvalidArgumentError: if there is no such backend, schedule or way to recompute.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class FPGA:
         config: Any = None,
         *,
         schedule: Wanted = "auto",
+        recompute: recomputing.Wanted = "auto",
         open_session: OpenSession | None = None,
     ) -> None:
         import keras
@@ -83,7 +89,7 @@ class FPGA:
         machine = _formats(config)
         opener = open_session or self._open_session
         compiling = open_session is None
-        scheduler = Scheduler(machine.side, machine.cores, schedule, config, compiling)
+        scheduler = Scheduler(machine.side, machine.cores, schedule, config, compiling, recompute)
         self._device = Device(model, opener, scheduler, self._open_program)
 
     def _open_session(self, functions: Mapping[str, Function]) -> Any:
@@ -300,6 +306,7 @@ class FPGA:
                 saturations={name: n for name, n in saturated.items() if n},
                 samples=samples,
                 schedule=str(steps.schedule),
+                recomputed=None if steps.recomputation is None else str(steps.recomputation),
             )
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpgrad.flow.recomputing import Recomputation
 from fpgrad.flow.schedules import Schedule
 from fpgrad.frontend.lowered import (
     HostMetric,
@@ -26,6 +27,7 @@ from fpgrad.transform import (
     L1L2,
     MetricTerm,
     Optimizer,
+    Recompute,
     build_evaluation,
     build_prediction,
     build_training,
@@ -53,24 +55,30 @@ class Steps:
     """The functions of a session by name, and the optimizer whose scalars the host computes.
 
     The functions are of stage "quantised", what code generation takes. ``schedule`` says how they go through a batch,
-    ``program`` is there if they have been compiled already.
+    ``recomputation`` what they compute again, ``program`` is there if they have been compiled already.
     """
 
     functions: Mapping[str, Function]
     optimizer: Optimizer | None
     seeded: bool
     schedule: Schedule | None = None
+    recomputation: Recomputation | None = None
     program: Program | None = None
 
 
-def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
+def build_steps(
+    lowered: Lowered, cores: int = 1, parts: int = 1, recompute: Recompute | None = None
+) -> Steps:
     """Returns "predict" and, if the model was lowered for training, "train" and "evaluate".
 
     ``lowered`` is the model for the samples that one of the machine's cores has at a time, ``parts`` how many times that
-    many it has in a step.
+    many it has in a step. ``recompute`` says what is computed again in the backward pass, nothing by default.
     """
     found = _functions(lowered)
-    functions = {k: lower(f, cores=cores, parts=parts) for k, f in found.functions.items()}
+    functions = {
+        k: lower(f, cores=cores, parts=parts, recompute=recompute)
+        for k, f in found.functions.items()
+    }
     return replace(found, functions=functions)
 
 
@@ -81,7 +89,10 @@ def split_steps(lowered: Lowered, cores: int, side: int) -> Steps | None:
     """
     found = _functions(lowered)
     functions = lower_split(found.functions, cores, side)
-    return None if functions is None else replace(found, functions=functions)
+    if functions is None:
+        return None
+    kept = Recomputation((), "cores share the layers' channels")
+    return replace(found, functions=functions, recomputation=kept)
 
 
 def work(steps: Steps, side: int) -> float:

@@ -1,4 +1,4 @@
-"""A model's functions for a batch, by the schedule that was asked for or chosen."""
+"""A model's functions for a batch, by the schedule, and with the recomputation, that was asked for or chosen."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fpgrad.flow.schedules import Wanted, check_wanted, choose
+from fpgrad.flow import recomputing
+from fpgrad.flow.schedules import Chosen, Wanted, check_wanted, choose
 from fpgrad.frontend.lowered import Lowered
 from fpgrad.graph import Function
 from fpgrad.keras.functions import Steps, build_steps
+from fpgrad.transform import Recompute
 
 __all__ = ["Scheduler"]
 
@@ -22,10 +24,11 @@ class Scheduler:
         side: of the machine's tiles. cores: how many it has.
         wanted: "auto", "layers" or "samples".
         config: the machine's configuration as `FPGA` takes it.
-        compiling: whether the programs of several schedules may be compared.
+        compiling: whether programs may be compared.
+        recompute: "auto", "never" or "always": whether activations are computed again for the backward pass.
 
     Raises:
-        InvalidArgumentError: if there is no such schedule.
+        InvalidArgumentError: if there is no such schedule, or no such way to recompute.
     """
 
     side: int
@@ -33,9 +36,11 @@ class Scheduler:
     wanted: Wanted = "layers"
     config: Any = None
     compiling: bool = False
+    recompute: recomputing.Wanted = "auto"
 
     def __post_init__(self) -> None:
         check_wanted(self.wanted)
+        recomputing.check_recompute(self.recompute)
 
     @property
     def whole_tiles(self) -> bool:
@@ -55,21 +60,28 @@ class Scheduler:
         """
         whole = build_steps(lowered(rows), self.cores)
 
-        def micro_batches(parts: int) -> Mapping[str, Function]:
-            return build_steps(lowered(rows // parts), self.cores, parts).functions
+        def scheduled(how: Recompute | None) -> Chosen:
+            def by_micro_batches(parts: int) -> Mapping[str, Function]:
+                return build_steps(lowered(rows // parts), self.cores, parts, how).functions
 
-        chosen = choose(
-            whole.functions,
-            micro_batches,
-            rows,
-            self.side,
-            self.wanted,
-            self.config,
-            compiling=self.compiling,
+            layers = whole if how is None else build_steps(lowered(rows), self.cores, 1, how)
+            return choose(
+                layers.functions,
+                by_micro_batches,
+                rows,
+                self.side,
+                self.wanted,
+                self.config,
+                compiling=self.compiling,
+            )
+
+        chosen, recomputation = recomputing.choose_recompute(
+            scheduled, self.side, self.recompute, self.config, compiling=self.compiling
         )
         return replace(
             whole,
             functions=chosen.functions,
             schedule=chosen.schedule,
+            recomputation=recomputation,
             program=chosen.program,
         )

@@ -19,10 +19,10 @@ from rich.table import Table
 
 from fpgrad.errors import InvalidArgumentError
 
-Phase = Literal["forward", "backward", "gradient", "update", "other"]
+Phase = Literal["forward", "recompute", "backward", "gradient", "update", "other"]
 """What a layer's cycles are spent on.
 
-``forward``: its outputs; ``backward``: the gradient of its inputs; ``gradient``: the gradient of
+``forward``: its outputs; ``recompute``: those again, for the backward pass; ``backward``: the gradient of its inputs; ``gradient``: the gradient of
 its weights; ``update``: the optimizer on its weights; ``other``: loss, metrics and moves.
 """
 

@@ -25,6 +25,7 @@ from fpgrad.transform.pipeline import (
     run_pass,
     run_pipeline,
 )
+from fpgrad.transform.recompute import Recompute, recomputed
 from fpgrad.transform.regularisers import L1L2
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.split import SplitChannels
@@ -40,6 +41,7 @@ __all__ = [
     "MetricTerm",
     "Optimizer",
     "Pass",
+    "Recompute",
     "SplitChannels",
     "SumOverCores",
     "build_evaluation",
@@ -51,6 +53,7 @@ __all__ = [
     "lower_split",
     "lowering",
     "partial_sums",
+    "recomputed",
     "run_pass",
     "run_pipeline",
     "slot_state",

@@ -95,7 +95,7 @@ def kernels(function: Function, cores: int) -> dict[str, Layout]:
 def cost(function: Function, side: int) -> float:
     """Cycles of a step, roughly; for comparing ways to do the same."""
     computed = (n for n in function.nodes() if not n.is_leaf and n.op != "quantise")
-    return sum(_cycles(node, side) for node in computed)
+    return sum(cycles(node, side) for node in computed)
 
 
 def _tiles(size: int, side: int) -> int:
@@ -109,7 +109,8 @@ def _rows(node: Node, side: int) -> int:
     return _tiles(rows, side) * side * _tiles(columns, side)
 
 
-def _cycles(node: Node, side: int) -> float:
+def cycles(node: Node, side: int) -> float:
+    """Cycles of one node, roughly."""
     if node.op == ALL_SUM:
         return LATENCY + ROW_CYCLES * _rows(node, side)
     if OPS[node.op].product:

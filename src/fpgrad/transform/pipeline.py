@@ -12,6 +12,7 @@ from fpgrad.transform.cores import SumOverCores
 from fpgrad.transform.decompose import Decompose
 from fpgrad.transform.pools import MaxPoolBeforeRelu
 from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
+from fpgrad.transform.recompute import Recompute
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.simplify import Simplify
 from fpgrad.transform.split import SplitChannels
@@ -23,11 +24,13 @@ LOWERING: tuple[Pass, ...] = (Decompose(), Simplify(), RowSumsOnArray(), Quantis
 """From stage `training` to stage `quantised`, for one core."""
 
 
-def lowering(cores: int, parts: int = 1) -> tuple[Pass, ...]:
+def lowering(cores: int, parts: int = 1, recompute: Recompute | None = None) -> tuple[Pass, ...]:
     """From stage `training` to stage `quantised`, for a machine of so many cores and by so many micro-batches."""
     *passes, last = LOWERING
     if cores > 1:
         passes.append(SumOverCores())
+    if recompute is not None:
+        passes.append(recompute)
     if parts > 1:
         passes.append(Accumulate(parts))
     return (*passes, last)
@@ -69,13 +72,15 @@ def lower(
     observe: Callable[[str, Function], None] | None = None,
     cores: int = 1,
     parts: int = 1,
+    recompute: Recompute | None = None,
 ) -> Function:
     """A function of stage `training` to stage `quantised`, ready for code generation.
 
     cores: of the machine. With several, the function's batch is the part that one core has.
     parts: micro-batches that a core computes one by one; the function's batch is one of them, and the result's all.
+    recompute: what is computed again in the backward pass; None: nothing.
     """
-    return run_pipeline(lowering(cores, parts), function, observe)
+    return run_pipeline(lowering(cores, parts, recompute), function, observe)
 
 
 def lower_split(
