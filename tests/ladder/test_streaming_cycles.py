@@ -5,13 +5,14 @@ LOAD and STORE share a port that is slow and refreshed, and LOAD waits for the v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.codegen.models import functions, optimizers
 from tests.codegen.test_maps import Net, deep
+from tests.codegen.test_split import functions as undivided
 from tests.ladder.test_convolutions import MACHINE, compiled
 
 from fpgrad.codegen.compile import Machine, compile_functions
@@ -21,6 +22,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.executor import Inspectable
 from fpgrad.isa.instructions import Load, Store, Transfer, Unit
 from fpgrad.isa.program import Program
+from fpgrad.transform import lower_split
 
 #: Words a cycle over a port of 1, 2 and 4 of them, and in which cycles external memory is refreshed.
 MEMORIES = {
@@ -94,14 +96,28 @@ def gather_in_order(program: Program, executor: Inspectable, steps: int, bases: 
                 executor.write(row, numbers)
 
 
-@pytest.mark.slow
-def test_cycles_on_two_cores_are_equal():
-    """Cores take turns at the port, and wait for their sums; what they have on the chip goes in and out."""
-    config = replace(machine("less than the port"), cores=2)
-    rtl = make_executor("rtl", config)
+def with_samples_divided(config: MachineConfig) -> Program:
+    """What it has on the chip goes in and out."""
     program = on_two_cores(deep(4, 8), config, 650)
     moved = [i for u in (Unit.LOAD, Unit.STORE) for i in program.units[u]]
     assert any(isinstance(i, Load | Store) and i.kind is Transfer.TILES for i in moved)
+    return program
+
+
+def with_channels_divided(config: MachineConfig) -> Program:
+    """All samples on both cores, which exchange activations."""
+    net = Net(4, 4, 4, 1).folded(8).relu().conv(12).relu().conv(8).relu().pool("max").dense(3)
+    fs = lower_split(undivided(net.done()), config.cores, config.side)
+    assert fs is not None
+    return compile_functions({"train": fs["train"]}, Machine(config, fixed=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [with_samples_divided, with_channels_divided])
+def test_cycles_on_two_cores_are_equal(build: Callable[[MachineConfig], Program]):
+    """Cores take turns at the port, and wait for each other's rows."""
+    config = replace(machine("less than the port"), cores=2)
+    rtl, program = make_executor("rtl", config), build(config)
     count = len(program.entries["train"].bases)
     for apart in (10_240, 10_000, 10_001):
         bases = [apart * i for i in range(count)]
