@@ -21,6 +21,7 @@ from fpgrad.isa.program import Program
 UTILISATION_BAR, SCALING_BAR = 90.0, 90.0
 
 CORES, ROOM = "On several cores", "With little memory on the chip"
+ROOMS_OF_CORES = "With little memory on several cores"
 
 NOTES = """\
 * networks, utilisation and cycles as in `benchmarks.conv_cycles`: of the emulator's cycle model, over a
@@ -31,6 +32,8 @@ NOTES = """\
 * little memory: one core, batch 16; what finds no room waits in external memory (`Machine(tiles=...,
   rows=..., masks=...)`). On-chip MB as in `benchmarks.conv_cycles`; bytes an image: all that the memory
   port moves, data and weights included
+* little memory on several cores: each has as much as the one core, and 16 samples; external memory is
+  ZCU102's for all of them together, 85 bytes a cycle of reads and writes, which have 64 each at the port
 * external memory: ZCU102's 17 GB/s at 200 MHz are 85 bytes a cycle, of which the port of 16 words takes
   64; Arty A7's 1.17 GB/s at 100 MHz are 11.7 bytes a cycle, ULX3S's 0.29 GB/s 2.9. Latency 20 cycles, no
   refresh
@@ -47,6 +50,9 @@ class Room:
 
 
 ROOMS = {1: Room(2600, 24000, 30000), 2: Room(5200, 36000, 45000), 4: Room(10500, 55000, 60000)}
+
+#: What several cores share: 85 bytes a cycle, of the 64 that a port of 16 words has in each direction.
+SHARED = 85 / 64
 
 #: 32-bit words that external memory moves in a cycle; 0: as many as the port is wide.
 MEMORIES = {"ZCU102": 0.0, "Arty A7": 2.925, "ULX3S": 0.725}
@@ -73,6 +79,9 @@ def run(
         for case, room in cases:
             for board in boards:
                 _room(record, case, room, board)
+        for case, room in cases:
+            for number in cores[1:]:
+                _rooms(record, case, room, number)
         record.count_failures()
     return record
 
@@ -131,6 +140,36 @@ def _room(record: Record, case: Case, room: Room, board: str) -> None:
     if not MEMORIES[board]:
         what = f"{case.title}, little memory on the chip, external as {board}'s: array utilisation"
         record.bar(what, utilisation, "≥", UTILISATION_BAR, "%")
+
+
+def _rooms(record: Record, case: Case, room: Room, cores: int) -> None:
+    config = replace(formats(case.side), cores=cores)
+    config = replace(
+        config,
+        memory=replace(config.memory, dram_bandwidth=SHARED * config.memory.dram_words_per_cycle),
+    )
+    machine = Machine(config, tiles=room.tiles, rows=room.rows, masks=room.masks)
+    batch = cores * case.batch_size
+    compiled = _compiled(record, f"{case.name}, {cores} cores, little memory", case, machine, batch)
+    if compiled is None:
+        return
+    program, macs = compiled
+    cycles = cycles_per_step(program, "train")
+    utilisation = 100 * macs * batch / (program.config.mac_lanes * cycles)
+    moved = dram_bytes(program, "train")
+    record.row(
+        ROOMS_OF_CORES,
+        network=case.name,
+        cores=cores,
+        lanes=program.config.mac_lanes,
+        batch=batch,
+        **{"on-chip MB a core": _megabytes(program)},
+        cycles_a_step=cycles,
+        **{"utilisation %": utilisation, "KB an image": moved / 1e3 / batch},
+        **{"bytes a cycle": moved / cycles},
+    )
+    what = f"{case.name}, {program.config.mac_lanes} lanes, little memory: array utilisation"
+    record.bar(what, utilisation, "≥", UTILISATION_BAR, "%")
 
 
 def _compiled(

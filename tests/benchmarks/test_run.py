@@ -110,13 +110,19 @@ def test_published():
 def test_conv_machines():
     chip = conv_machines.Room(400, 2000, 2000)
     record = conv_machines.run([(TINY_IMAGES, chip)], cores=(1, 2), boards=("ZCU102",))
-    assert list(bars(record))[-2:] == [
+    assert list(bars(record))[-3:] == [
         f"{TINY_IMAGES.title}, little memory on the chip, external as ZCU102's: array utilisation",
+        f"{TINY_IMAGES.name}, 512 lanes, little memory: array utilisation",
         "cases that could not be run",
     ]
     one, two = record.tables[conv_machines.CORES]
     assert two["lanes"] == 2 * int(one["lanes"] or 0)
     assert one["of linear %"] == 100 > float(two["of linear %"] or 0)
+    (alone,), (shared,) = (
+        record.tables[conv_machines.ROOM],
+        record.tables[conv_machines.ROOMS_OF_CORES],
+    )
+    assert shared["utilisation %"] != alone["utilisation %"]
 
 
 def test_conv_parity():

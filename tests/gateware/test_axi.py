@@ -10,16 +10,17 @@ from amaranth.sim import Simulator
 from tests.gateware.axi_memory import AxiMemory
 
 from fpgrad.formats import TileFormat
-from fpgrad.gateware.axi import FETCH_ID, READS_QUEUE, AxiPort, burst_beats
+from fpgrad.gateware.axi import FETCH_ID, AxiPort
 from fpgrad.isa.config import ControlConfig, MachineConfig, MatrixConfig, MemoryConfig
 
 ROWS = 800
 
 
-def config(side, words):
+def config(side, words, cores=1, **queues):
     return MachineConfig(
         matrix=MatrixConfig(tile=TileFormat(side=side)),
-        memory=MemoryConfig(dram_rows=ROWS, dram_words_per_cycle=words),
+        memory=MemoryConfig(dram_rows=ROWS, dram_words_per_cycle=words, **queues),
+        cores=cores,
     )
 
 
@@ -42,8 +43,8 @@ def simulate(dut, memory, *benches):
 
 
 def boundary(c):
-    """Rows between two boundaries."""
-    return burst_beats(c) * c.memory.dram_words_per_cycle // c.side
+    """Rows between two boundaries of 4 KiB, or 256 beats."""
+    return c.memory.page_beats * c.memory.dram_words_per_cycle // c.side
 
 
 def requests(c):
@@ -53,11 +54,13 @@ def requests(c):
     return [*out, (5, 2 * page), (3, 1), (4, 1), (2 * page, 1)]
 
 
-@pytest.mark.parametrize(("side", "words"), [(4, 1), (4, 4), (32, 32)])
+@pytest.mark.parametrize(
+    ("side", "words", "depth"), [(4, 1, 128), (4, 4, 128), (32, 32, 128), (4, 2, 4)]
+)
 @pytest.mark.parametrize("stall", [0, 0.5])
 @pytest.mark.parametrize("hold", [0, 0.5])
-def test_reads(side, words, stall, hold):
-    c = config(side, words)
+def test_reads(side, words, depth, stall, hold):
+    c = config(side, words, read_queue=depth)
     rng = np.random.default_rng(1)
     rows = rng.integers(0, 1 << 32, (ROWS, side), dtype=np.uint32)
     dut, memory = AxiPort(c), AxiMemory(rows.reshape(-1), words, stall)
@@ -156,7 +159,7 @@ def test_fetched_bursts_go_before_those_of_a_request():
     """A request of three bursts, and one to fetch when the first has left: it is the second."""
     c = streamed(4, 4)
     dut, memory = AxiPort(c), AxiMemory(np.zeros(4 * ROWS, np.uint32), 4, ids=4)
-    page = boundary(c)
+    page = c.read_burst
 
     async def bench(ctx):
         ctx.set(dut.read_beats.ready, 1)
@@ -176,10 +179,11 @@ def test_fetched_bursts_go_before_those_of_a_request():
     assert memory.bursts["ar"] == [(0, page), (16, 8), (page, page), (2 * page, 5)]
 
 
-def test_reads_wait_in_the_queue_until_they_are_taken():
-    c = config(4, 4)
-    rows = np.arange(4 * ROWS, dtype=np.uint32)
-    dut = AxiPort(c)
+@pytest.mark.parametrize("depth", [4, 16])
+def test_no_more_is_asked_for_than_there_is_room_for(depth):
+    """Nobody takes beats: as many come as can wait. Each burst's worth of them that is taken lets another one go."""
+    c = config(4, 4, read_queue=depth)
+    dut, memory = AxiPort(c), AxiMemory(np.arange(4 * ROWS, dtype=np.uint32), 4)
     taken = []
 
     async def bench(ctx):
@@ -187,23 +191,30 @@ def test_reads_wait_in_the_queue_until_they_are_taken():
         ctx.set(dut.read_request.valid, 1)
         await ctx.tick()
         ctx.set(dut.read_request.valid, 0)
-        await ctx.tick().repeat(60)
-        assert not ctx.get(dut.m_axi_rready)
-        for _ in range(READS_QUEUE):
+        for n in range(41 - depth):
+            await ctx.tick().repeat(20)
+            assert ctx.get(dut.m_axi_rready)
+            assert sum(beats for _, beats in memory.bursts["ar"]) == (
+                depth + n // c.read_burst * c.read_burst
+            )
             assert ctx.get(dut.read_beats.valid)
-            ctx.set(dut.read_beats.ready, 1)
             taken.append(ctx.get(dut.read_beats.payload.words[0]))
+            ctx.set(dut.read_beats.ready, 1)
             await ctx.tick()
+            ctx.set(dut.read_beats.ready, 0)
 
-    simulate(dut, AxiMemory(rows, 4), bench)
-    assert taken == list(range(0, 4 * READS_QUEUE, 4))
+    simulate(dut, memory, bench)
+    assert taken == list(range(0, 4 * (41 - depth), 4))
 
 
-@pytest.mark.parametrize(("side", "words"), [(4, 1), (4, 4), (32, 32)])
+@pytest.mark.parametrize(
+    ("side", "words", "cores", "depth"),
+    [(4, 1, 1, 2), (4, 4, 1, 2), (32, 32, 1, 2), (4, 4, 2, 2), (4, 2, 2, 64)],
+)
 @pytest.mark.parametrize("stall", [0, 0.5])
 @pytest.mark.parametrize("hold", [0, 0.5])
-def test_writes(side, words, stall, hold):
-    c = config(side, words)
+def test_writes(side, words, cores, depth, stall, hold):
+    c = config(side, words, cores, write_queue=depth)
     rng = np.random.default_rng(1)
     wanted = np.zeros((ROWS, side), np.uint32)
     dut, memory = AxiPort(c), AxiMemory(np.zeros_like(wanted).reshape(-1), words, stall)
@@ -212,10 +223,11 @@ def test_writes(side, words, stall, hold):
     for row, count, _ in todo:
         wanted[row : row + count] = rng.integers(0, 1 << 32, (count, side), dtype=np.uint32)
         beats += wanted[row : row + count].reshape(-1, words).tolist()
-        first, last = row // boundary(c), (row + count - 1) // boundary(c)
+        first, last = (n * side // words // c.write_burst for n in (row, row + count))
+        last -= (row + count) * side // words % c.write_burst == 0
         bursts.append(last - first + 1 + sum(bursts[-1:]))
     ends = [n for n, (_, _, last) in zip(bursts, todo, strict=True) if last]
-    cycles = []
+    cycles, given = [], []
 
     async def ask(ctx):
         for row, count, last in todo:
@@ -231,6 +243,7 @@ def test_writes(side, words, stall, hold):
             ctx.set(dut.write_beats.payload, beat)
             ctx.set(dut.write_beats.valid, 1)
             await ctx.tick().until(dut.write_beats.ready)
+            given.append(beat)
             ctx.set(dut.write_beats.valid, 0)
             while rng.random() < hold:
                 await ctx.tick()
@@ -246,6 +259,9 @@ def test_writes(side, words, stall, hold):
             if seen == len(ends):
                 break
             await ctx.tick()
+            # Of a core among others all beats of a burst are there when it goes.
+            asked = sum(beats for _, beats in memory.bursts["aw"])
+            assert cores == 1 or asked <= len(given)
         for _ in range(20):
             await ctx.tick()
             assert not ctx.get(dut.written)
@@ -254,9 +270,11 @@ def test_writes(side, words, stall, hold):
     assert len(cycles) == len(ends)
     assert len(memory.bursts["aw"]) == memory.answered == bursts[-1]
     np.testing.assert_array_equal(memory.words.reshape(-1, side), wanted)
-    if not stall and not hold:
+    if not stall and not hold and (cores == 1 or depth == 64):
         # A request in cycle 0, its beats taken from 2 on, on W in 3, on B one after the last, 1.
-        assert cycles[-1] == 3 + len(beats) - 1 + 2
+        # With several cores beats are taken from 0 on, and leave when a burst is complete.
+        wanted_cycles = 3 + len(beats) - 1 + 2
+        assert cycles[-1] == wanted_cycles if cores == 1 else cycles[-1] <= wanted_cycles + depth
 
 
 @pytest.mark.parametrize(("channel", "answer"), [("r", 2), ("r", 3), ("b", 2), ("b", 3)])

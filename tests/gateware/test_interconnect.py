@@ -162,3 +162,32 @@ def test_turns(count):
     sim.run()
     turns = [(n + 1) % count for n in range(12)]
     assert taken == turns + [count - 1] * (19 - 12)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_turns_begin_anew(before):
+    """However many there were."""
+    dut, taken = RoundRobin(unsigned(8), 3), []
+
+    async def bench(ctx):
+        ctx.set(dut.o.ready, 1)
+        for turns in (before, 6):
+            for source in dut.i:
+                ctx.set(source.valid, 1)
+            taken.clear()
+            for n in range(turns + 1):
+                if n == turns:
+                    for source in dut.i:
+                        ctx.set(source.valid, 0)
+                if ctx.get(dut.o.valid):
+                    taken.append(ctx.get(dut.o.payload.source))
+                await ctx.tick()
+            ctx.set(dut.clear, 1)
+            await ctx.tick()
+            ctx.set(dut.clear, 0)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(bench)
+    sim.run()
+    assert taken == [1, 2, 0, 1, 2, 0]

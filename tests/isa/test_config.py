@@ -29,6 +29,34 @@ def test_rates_that_no_port_has(bandwidth):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "beats"),
+    [("read_queue", 4, 2), ("read_queue", 4, 100), ("write_queue", 2, 1), ("write_queue", 2, 1024)],
+)
+def test_queues_that_no_port_has(name, least, beats):
+    with pytest.raises(ConfigError) as caught:
+        MachineConfig(memory=MemoryConfig(**{name: beats}))
+    assert str(caught.value) == (
+        f"memory.{name} must be a power of two from {least} to 512, not {beats}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "words", "queues", "bursts"),
+    [
+        (1, 16, (128, 64), (32, 64)),
+        (2, 16, (128, 64), (32, 32)),
+        (2, 16, (512, 512), (64, 64)),
+        (4, 1, (4, 2), (1, 1)),
+        (1, 1, (512, 2), (128, 256)),
+    ],
+)
+def test_bursts_leave_room_for_others(cores, words, queues, bursts):
+    memory = MemoryConfig(dram_words_per_cycle=words, read_queue=queues[0], write_queue=queues[1])
+    config = MachineConfig(memory=memory, cores=cores)
+    assert (config.read_burst, config.write_burst) == bursts
+
+
 @pytest.mark.parametrize(("interval", "cycles"), [(0, 1), (10, 10), (10, -1)])
 def test_refresh_must_leave_time(interval, cycles):
     with pytest.raises(ConfigError) as caught:

@@ -5,17 +5,24 @@ LOAD and STORE share a port that is slow and refreshed, and LOAD waits for the v
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from tests.codegen.test_maps import deep
+from tests.codegen.models import functions, optimizers
+from tests.codegen.test_maps import Net, deep
+from tests.codegen.test_split import functions as undivided
 from tests.ladder.test_convolutions import MACHINE, compiled
 
-from fpgrad.codegen.compile import Machine
-from fpgrad.emulator.timing import run_cycles
+from fpgrad.codegen.compile import Machine, compile_functions
+from fpgrad.emulator.timing import PIPELINE, run_cycles, timeline
 from fpgrad.flow.build import make_executor
 from fpgrad.isa.config import MachineConfig
+from fpgrad.isa.executor import Inspectable
 from fpgrad.isa.instructions import Load, Store, Transfer, Unit
+from fpgrad.isa.program import Program
+from fpgrad.transform import lower_split
 
 #: Words a cycle over a port of 1, 2 and 4 of them, and in which cycles external memory is refreshed.
 MEMORIES = {
@@ -65,3 +72,58 @@ def test_cycles_of_streaming_networks(name: str):
             wanted = rtl.run("train", steps, bases).cycles
             got = run_cycles(program, "train", steps)
             assert abs(got / wanted - 1) < TOLERANCE
+
+
+def on_two_cores(net: Net, config: MachineConfig, tiles: int) -> Program:
+    """The training step of a network, with so many tiles on the chip, for a machine that has more."""
+    fs = functions(net.done(), optimizer=optimizers.sgd(momentum=0.5), cores=config.cores)
+    program = compile_functions({"train": fs["train"]}, Machine(config, tiles=tiles))
+    return replace(program, config=config)
+
+
+def gather_in_order(program: Program, executor: Inspectable, steps: int, bases: Sequence[int]):
+    """Write the numbers of groups as the model takes them to be."""
+    side = program.config.side
+    for i in program.units[Unit.LOAD]:
+        if not isinstance(i, Load) or not i.gather:
+            continue
+        numbers = np.zeros((-(-i.count // side), side), np.uint32)
+        numbers.reshape(-1)[: i.count] = np.arange(i.count)
+        at = bases[i.index.register] + i.index.offset
+        for step in range(steps):
+            for core in range(program.config.cores):
+                row = at + step * i.index.step_stride + core * i.index.core_stride
+                executor.write(row, numbers)
+
+
+def with_samples_divided(config: MachineConfig) -> Program:
+    """What it has on the chip goes in and out."""
+    program = on_two_cores(deep(4, 8), config, 650)
+    moved = [i for u in (Unit.LOAD, Unit.STORE) for i in program.units[u]]
+    assert any(isinstance(i, Load | Store) and i.kind is Transfer.TILES for i in moved)
+    return program
+
+
+def with_channels_divided(config: MachineConfig) -> Program:
+    """All samples on both cores, which exchange activations."""
+    net = Net(4, 4, 4, 1).folded(8).relu().conv(12).relu().conv(8).relu().pool("max").dense(3)
+    fs = lower_split(undivided(net.done()), config.cores, config.side)
+    assert fs is not None
+    return compile_functions({"train": fs["train"]}, Machine(config, fixed=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [with_samples_divided, with_channels_divided])
+def test_cycles_on_two_cores_are_equal(build: Callable[[MachineConfig], Program]):
+    """Cores take turns at the port, and wait for each other's rows."""
+    config = replace(machine("less than the port"), cores=2)
+    rtl, program = make_executor("rtl", config), build(config)
+    count = len(program.entries["train"].bases)
+    for apart in (10_240, 10_000, 10_001):
+        bases = [apart * i for i in range(count)]
+        rtl.load_program(program)
+        gather_in_order(program, rtl, 3, bases)
+        for steps in (1, 3, 1):
+            found = timeline(program, "train", steps, bases=bases)
+            cycles = max(record.end for record in found) + PIPELINE.finish
+            assert rtl.run("train", steps, bases).cycles == cycles

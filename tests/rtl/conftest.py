@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.programs.machines import with_cores
+from tests.programs.machines import resized, with_cores
 
 from fpgrad.formats import BF16, AccumulatorFormat, TableFormat, TileFormat
 from fpgrad.formats.table import Function
@@ -93,13 +93,15 @@ _MOVES, _BARE = CONFIGS["moves"], CONFIGS["bare"]
 CONFIGS |= {
     # Whatever a core can do with external memory, which is slow.
     "two cores": with_cores(replace(_MOVES, vector=VectorConfig(functions=())), 2),
-    "three cores": with_cores(_BARE, 3),
+    # Queues to and from external memory as short as can be.
+    "three cores": with_cores(resized(_BARE, read_queue=4, write_queue=2), 3),
 }
 CONFIGS |= {
     # Programs that stream in from external memory, through rings of a burst and more.
     "streamed": replace(_MOVES, control=ControlConfig(8, 4, 16, 8, program_rows=1 << 16)),
     "two cores streamed": replace(
-        CONFIGS["two cores"], control=ControlConfig(4, 8, 8, 4, program_rows=4096)
+        resized(CONFIGS["two cores"], read_queue=16, write_queue=8),
+        control=ControlConfig(4, 8, 8, 4, program_rows=4096),
     ),
 }
 

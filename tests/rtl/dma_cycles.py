@@ -19,7 +19,6 @@ FIRST = 3
 OUTSTANDING = 16
 IN_FLIGHT = 8
 STORE_QUEUE = 4
-READS_QUEUE = 16
 WRITES = 16
 
 
@@ -85,10 +84,10 @@ class Places:
 class Splitter:
     """Bursts of a request: a request's beats, its first beat, and its flag."""
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, largest: int) -> None:
         w = config.memory.dram_words_per_cycle
         self.per_row = config.side // w
-        self.largest = min(256, 1024 // w)
+        self.largest = min(256, 1024 // w, largest)
         self.request: tuple[int, int, bool] | None = None
 
     def burst(self) -> tuple[int, bool, bool] | None:
@@ -127,18 +126,17 @@ class Memory:
         self.write_next = False
         self.reads: deque[list] = deque()  # due, beats left, flag
         self.writes: deque[int] = deque()  # beats left
-        self.offered: bool | None = None  # the flag of the beat on R
         self.answers = 0
 
-    def serve(self, cycle: int, ar, aw, w: bool, rready: bool) -> tuple[bool | None, bool, bool]:
-        """What is on AR, AW and W; returns the flag of the beat that is taken on R, WREADY, BVALID."""
+    def serve(self, cycle: int, ar, aw, w: bool) -> tuple[bool | None, bool, bool]:
+        """What is on AR, AW and W; returns the flag of the beat on R, WREADY, BVALID."""
         m = self.m
         self.budget = min(self.budget + self.gain, self.beat + self.gain)
         phase = (cycle - 1) % m.dram_refresh_interval if m.dram_refresh_interval else 0
         refreshing = (
             m.dram_refresh_interval and phase >= m.dram_refresh_interval - m.dram_refresh_cycles
         )
-        read = self.offered is None and bool(self.reads) and self.reads[0][0] <= cycle
+        read = bool(self.reads) and self.reads[0][0] <= cycle
         write = w and bool(self.writes)
         if refreshing or self.budget < self.beat:
             read = write = False
@@ -146,16 +144,14 @@ class Memory:
             read, write = not self.write_next, self.write_next
         answer = self.answers > 0
         self.answers -= answer
+        taken: bool | None = None
         if read:
             self.reads[0][1] -= 1
-            self.offered = self.reads[0][2]
+            taken = self.reads[0][2]
             if not self.reads[0][1]:
                 self.reads.popleft()
             self.write_next = True
             self.budget -= self.beat
-        taken = self.offered if rready else None
-        if rready:
-            self.offered = None
         if write:
             self.writes[0] -= 1
             if not self.writes[0]:
@@ -192,13 +188,13 @@ class Unit:
 class LoadUnit(Unit):
     def start(self) -> None:
         self.places = Places(self.config)
-        self.splitter = Splitter(self.config)
+        self.credits = self.config.memory.read_queue
+        self.splitter = Splitter(self.config, self.credits // 4)
         self.state = "IDLE"
         self.asked = self.asked_index = self.got_index = 0
         self.pipe: list[tuple[int, int, bool] | None] = [None, None, None]
         self.ar = None
         self.queue: deque[bool] = deque()  # beats; the flag says index
-        self.rready = False
         self.index_beat, self.row_ends = 0, False
         self.piece, self.dropped, self.drop = 0, 0, False
         self.full: Piece | None = None
@@ -232,19 +228,19 @@ class LoadUnit(Unit):
                 if pop and place.exponent:
                     self.dropped = (self.dropped + 1) % per_row
                     self.drop = place.pads and self.dropped != 0
-        level = len(self.queue)
         if pop:
             self.queue.popleft()
         if came is not None:
             self.queue.append(came)
-        self.rready = level + self.rready < READS_QUEUE
 
-        # Requests.
+        # Requests; a burst goes when there is room for it.
         request = self.pipe[2]
-        move = request is None or self.splitter.ready(leaves=True)
         burst = self.splitter.burst()
-        self.ar = burst
-        self.splitter.step(True, request)
+        fits = burst is None or burst[0] <= self.credits
+        move = request is None or self.splitter.ready(fits)
+        self.ar = burst if fits else None
+        self.credits += pop - (self.ar[0] if self.ar else 0)
+        self.splitter.step(fits, request)
         offer, state, i = self.offer(cycle), self.state, self.i
         pushed, ask = None, None
         asked, asked_index, got = self.asked, self.asked_index, self.got_index
@@ -281,7 +277,7 @@ class LoadUnit(Unit):
 class StoreUnit(Unit):
     def start(self) -> None:
         self.places = Places(self.config)
-        self.splitter = Splitter(self.config)
+        self.splitter = Splitter(self.config, 256)
         self.state, self.left, self.row = "IDLE", 0, 0
         self.room = STORE_QUEUE
         self.pipe: list[Piece | None] = [None, None]
@@ -382,7 +378,7 @@ def done_cycles(
     store = StoreUnit(config, stores)
     memory = Memory(config)
     for cycle in range(1, 100000):
-        came, wready, bvalid = memory.serve(cycle, load.ar, store.aw, store.w, load.rready)
+        came, wready, bvalid = memory.serve(cycle, load.ar, store.aw, store.w)
         load.step(cycle, came)
         store.step(cycle, wready, bvalid)
         if len(load.dones) == len(loads) and len(store.dones) == len(stores):

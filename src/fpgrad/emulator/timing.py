@@ -52,7 +52,7 @@ class Pipeline:
         done: from a pass's last write to its completion.
         settle: from SCALARS or SEED to the next row.
         flight: instructions that LOAD, and STORE, may have in flight besides the one whose rows move.
-        reads_queue: beats that may wait for LOAD; writes: bursts of writes that memory has not answered.
+        writes: bursts of writes that memory has not answered.
         store_queue: units that may be on their way from a memory on chip to the port.
         link: of the exchange, from two rows to their sum; link_queue: sums that may be in an adder or behind it.
         owners: bursts of writes of several cores whose beats are not yet all on the port.
@@ -69,7 +69,6 @@ class Pipeline:
     done: int = 1
     settle: int = 3
     flight: int = 8
-    reads_queue: int = 16
     writes: int = 16
     store_queue: int = 4
     link: int = 5
@@ -106,8 +105,8 @@ def _clockwork(config: MachineConfig, pipeline: Pipeline, entry: Entry) -> dict[
     p, memory, side = pipeline, config.memory, config.side
     words, rate = memory.dram_words_per_cycle, memory.dram_rate
     names = (
-        "offer", "outstanding", "vector", "function", "multiply", "visible", "done", "settle", "flight", "reads_queue",
-        "writes", "store_queue", "link", "link_queue", "owners", "fetch_bursts",
+        "offer", "outstanding", "vector", "function", "multiply", "visible", "done", "settle", "flight", "writes",
+        "store_queue", "link", "link_queue", "owners", "fetch_bursts",
     )  # fmt: skip
     return {
         "side": side,
@@ -122,7 +121,10 @@ def _clockwork(config: MachineConfig, pipeline: Pipeline, entry: Entry) -> dict[
         "quantise": p.quantise(side),
         "drain": p.drain(side),
         "queue": config.matrix.queue_rows,
-        "burst": min(256, 4096 // (4 * words)),
+        "read_queue": memory.read_queue,
+        "write_queue": memory.write_queue,
+        "read_burst": config.read_burst,
+        "write_burst": config.write_burst,
         "streamed": int(config.control.streamed),
         "fetch_burst": BURST,
         **{f"ring_{u.name.lower()}": getattr(config.control, u.name.lower()) for u in Unit},

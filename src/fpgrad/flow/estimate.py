@@ -12,6 +12,7 @@ from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import CLASS_OF, Load, Matrix, Store, Transfer, Unit, Vector
 from fpgrad.isa.layout import width
 from fpgrad.isa.program import Note, Program
+from fpgrad.isa.registers import WORD_BITS
 from fpgrad.report import LayerRow, MemoryUse, Needs, StepSummary
 from fpgrad.report.summary import PHASES, Phase
 
@@ -144,6 +145,10 @@ def memories(program: Program) -> list[MemoryUse]:
         uses.append(MemoryUse(name=label, used_bits=used[space] * bits, capacity_bits=depth * bits))
     queue = config.matrix.queue_rows * row
     uses.append(MemoryUse(name="finished rows", used_bits=queue, capacity_bits=queue))
+    # Beats, of reads with a bit that says of what they are.
+    beat = WORD_BITS * m.dram_words_per_cycle
+    queue = m.read_queue * (beat + 1) + (m.write_queue * beat if config.cores > 1 else 0)
+    uses.append(MemoryUse(name="external memory's beats", used_bits=queue, capacity_bits=queue))
     streamed = config.control.streamed
     for unit in Unit:
         bits = width(CLASS_OF[unit])

@@ -2,7 +2,15 @@
 
 Reads have ID 0, those of index rows ID 1, of a streamed program ID 2, writes ID 0; nothing else is assumed about the order in which
 reads are answered. Requests become incrementing bursts of whole beats that cross no boundary of
-``min(4 KiB, 256 beats)``. As many reads as memory takes are outstanding, and ``WRITES`` bursts of writes.
+``min(4 KiB, 256 beats)``, nor one of ``read_burst`` or ``write_burst`` beats, see
+:class:`fpgrad.isa.config.MachineConfig`. ``WRITES`` bursts of writes can be outstanding, and of reads as many as there
+is room for.
+
+**Nobody waits on the way to memory.** A burst of reads is asked for when the queue of ``read_queue`` beats has room for
+all of it (credits), so that ``m_axi_rready`` is always 1. With several cores the beats of writes are collected in a queue
+of ``write_queue``, and a burst goes when all of its beats are there. So a core that is slow, because a beat is several
+rows of a tile, or waits for its vector unit, never keeps others from a port that all of them share.
+
 All outputs come from registers, and all inputs go to registers through a gate or two: outside the chip's
 core that helps timing, and in a simulation logic behind inputs is evaluated on both edges of the clock.
 
@@ -12,27 +20,28 @@ Timing, in clock cycles:
   Bursts of a streamed program go before those of requests, and are on AR in the cycle after they are taken.
   A request's first burst is on the AR or AW channel in c + 2, one more in each cycle: a channel's register and
   the spare register behind it stand still together when the channel does.
-* A beat that is taken on the R channel in cycle c waits for the unit from c + 1 on. ``m_axi_rready`` is
-  high in c + 1 if the beats that wait in c, plus one if it is high in c, are fewer than ``READS_QUEUE``.
-  Beats of a streamed program do not wait: they leave for the fetch unit in c.
+* A burst of reads with n beats can go if there is room for n more than are asked for or wait; a beat that the unit
+  takes in cycle c makes room in c + 1. A request's next burst, and the request behind it, wait with it.
+* A beat that is on the R channel in cycle c waits for the unit from c + 1 on. Beats of a streamed program need no
+  room: they leave for the fetch unit in c.
 * A beat that is taken from the unit's stream in cycle c is on the W channel in c + 1, behind a register
   and a spare one as above. Beats of a request that is taken in c are taken at the earliest in c + 2, those
-  of its n-th burst in c + 1 + n.
+  of its n-th burst in c + 1 + n. With several cores they are taken while fewer than ``write_queue`` wait; one that
+  is taken in c counts from c + 1 on, when it is a burst's last that burst can go in c + 1, and its first beat to the
+  register in c + 2.
 * ``written`` is the cycle after the one in which the last burst is answered on B.
 """
 
-from amaranth.hdl import Const, Module, Mux, Shape, Signal
+from amaranth.hdl import Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
 
 from fpgrad.gateware.dma import GROUP_BITS, ReadRows, WriteRows, beat_layout, read_beat_layout
+from fpgrad.gateware.queue import BeatQueue
 from fpgrad.isa.config import MachineConfig
 from fpgrad.isa.instructions import DRAM_BITS
 from fpgrad.isa.registers import WORD_BITS
-
-#: Beats that wait for the load unit.
-READS_QUEUE = 16
 
 #: Bursts of writes that memory has not answered.
 WRITES = 16
@@ -43,18 +52,10 @@ FETCH_ID = 2
 #: AxBURST of incrementing bursts.
 INCR = 1
 
-_PAGE = 4096
-_MAX_BEATS = 256
-
 
 def address_bits(config: MachineConfig) -> int:
     """Bits of a byte address."""
     return DRAM_BITS + exact_log2(4 * config.side)
-
-
-def burst_beats(config: MachineConfig) -> int:
-    """Beats of the largest burst; the boundaries that bursts do not cross."""
-    return min(_MAX_BEATS, _PAGE // (4 * config.memory.dram_words_per_cycle))
 
 
 def core_id_bits(config: MachineConfig) -> int:
@@ -159,13 +160,16 @@ def fetch_members(config: MachineConfig) -> dict[str, wiring.Member]:
 class Splitter(wiring.Component):
     """Makes bursts of requests.
 
+    Args:
+        largest: beats between the boundaries that bursts do not cross, a power of two.
+
     Members:
         request: rows; ``flag`` is the request's own.
         burst: its bursts; ``last``: the request's last.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
-        self._config = config
+    def __init__(self, config: MachineConfig, largest: int) -> None:
+        self._config, self._largest = config, largest
         request = data.StructLayout({"row": DRAM_BITS, "rows": GROUP_BITS, "flag": 1})
         super().__init__(
             {
@@ -179,7 +183,7 @@ class Splitter(wiring.Component):
         m = Module()
         config = self._config
         row_beats = exact_log2(config.side // config.memory.dram_words_per_cycle)
-        largest = exact_log2(burst_beats(config))
+        largest = exact_log2(self._largest)
         beat = Signal(address_bits(config) - exact_log2(4 * config.memory.dram_words_per_cycle))
         left = Signal(GROUP_BITS + row_beats)
         valid, flag = Signal(), Signal()
@@ -247,7 +251,8 @@ class AxiPort(wiring.Component):
         """A splitter and the register before an address channel; what joins them is the caller's."""
         config = self._config
         request = getattr(self, {"ar": "read_request", "aw": "write_request"}[channel])
-        m.submodules[f"{channel}_splitter"] = splitter = Splitter(config)
+        largest = {"ar": config.read_burst, "aw": config.write_burst}[channel]
+        m.submodules[f"{channel}_splitter"] = splitter = Splitter(config, largest)
         m.submodules[f"{channel}_buffer"] = buffer = Buffer(burst_layout(config))
         beat_bytes = 4 * config.memory.dram_words_per_cycle
         burst = buffer.o.payload
@@ -271,12 +276,19 @@ class AxiPort(wiring.Component):
         return getattr(self, f"m_axi_{channel}{name}")
 
     def _reads(self, m: Module) -> Signal:
+        """Bursts go while there is room for their beats."""
         splitter, buffer = self._bursts(m, "ar", "index")
+        depth = self._config.memory.read_queue
+        room, asks, taken = Signal(range(depth + 1), init=depth), Signal(), Signal()
+        burst, fits = splitter.burst, Signal()
         m.d.comb += [
-            buffer.i.valid.eq(splitter.burst.valid),
-            splitter.burst.ready.eq(buffer.i.ready),
+            fits.eq(burst.payload.more < room),
+            buffer.i.valid.eq(burst.valid & fits),
+            burst.ready.eq(buffer.i.ready & fits),
+            asks.eq(burst.valid & burst.ready),
             self.m_axi_arid.eq(buffer.o.payload.flag),
         ]
+        m.d.sync += room.eq(room + taken - Mux(asks, burst.payload.more + 1, 0))
         streamed = self._config.control.streamed
         if streamed:
             fetch = self.fetch_burst
@@ -285,30 +297,25 @@ class AxiPort(wiring.Component):
                 m.d.comb += [
                     buffer.i.payload.eq(fetch.payload),
                     buffer.i.valid.eq(1),
-                    splitter.burst.ready.eq(0),
+                    burst.ready.eq(0),
                 ]
         layout = read_beat_layout(self._config)
-        m.submodules.reads = queue = fifo.SyncFIFO(width=layout.size, depth=READS_QUEUE)
-        beat = data.View(layout, queue.w_data)
-        came, error = Signal(), Signal()
+        m.submodules.reads = queue = BeatQueue(layout, depth=depth)
+        came, error = self.m_axi_rvalid, Signal()
         m.d.comb += [
-            came.eq(self.m_axi_rvalid & self.m_axi_rready),
-            beat.words.eq(self.m_axi_rdata),
-            beat.index.eq(self.m_axi_rid[0]),
-            queue.w_en.eq(came & ~self.m_axi_rid[1] if streamed else came),
-            queue.r_en.eq(self.read_beats.ready),
-            self.read_beats.payload.eq(queue.r_data),
-            self.read_beats.valid.eq(queue.r_rdy),
+            self.m_axi_rready.eq(1),
+            queue.i.payload.words.eq(self.m_axi_rdata),
+            queue.i.payload.index.eq(self.m_axi_rid[0]),
+            queue.i.valid.eq(came & ~self.m_axi_rid[1] if streamed else came),
+            taken.eq(queue.o.valid & queue.o.ready),
         ]
+        wiring.connect(m, queue.o, wiring.flipped(self.read_beats))
         if streamed:
             m.d.comb += [
                 self.fetched.eq(came & self.m_axi_rid[1]),
                 self.fetched_beat.eq(self.m_axi_rdata),
             ]
-        m.d.sync += [
-            self.m_axi_rready.eq(queue.level + self.m_axi_rready < READS_QUEUE),
-            error.eq(came & self.m_axi_rresp[1]),
-        ]
+        m.d.sync += error.eq(came & self.m_axi_rresp[1])
         return error
 
     def _writes(self, m: Module) -> Signal:
@@ -316,15 +323,17 @@ class AxiPort(wiring.Component):
         splitter, buffer = self._bursts(m, "aw", "last")
         m.submodules.lengths = lengths = fifo.SyncFIFO(width=8, depth=WRITES)
         m.submodules.ends = ends = fifo.SyncFIFO(width=1, depth=WRITES)
-        burst, go = splitter.burst, Signal()
+        burst, go, goes = splitter.burst, Signal(), Signal()
+        there, source = self._collected(m, burst.payload.more, goes)
         m.d.comb += [
-            go.eq(buffer.i.ready & lengths.w_rdy & ends.w_rdy),
-            splitter.burst.ready.eq(go),
-            buffer.i.valid.eq(burst.valid & go),
+            go.eq(buffer.i.ready & lengths.w_rdy & ends.w_rdy & there),
+            goes.eq(burst.valid & go),
+            burst.ready.eq(go),
+            buffer.i.valid.eq(goes),
             self.m_axi_awid.eq(0),
-            lengths.w_en.eq(burst.valid & go),
+            lengths.w_en.eq(goes),
             lengths.w_data.eq(burst.payload.more),
-            ends.w_en.eq(burst.valid & go),
+            ends.w_en.eq(goes),
             ends.w_data.eq(burst.payload.flag & burst.payload.last),
         ]
 
@@ -332,10 +341,10 @@ class AxiPort(wiring.Component):
         m.submodules.w_buffer = beats = Buffer(layout)
         sent, sends = Signal(8), Signal()
         m.d.comb += [
-            sends.eq(self.write_beats.valid & lengths.r_rdy & beats.i.ready),
-            self.write_beats.ready.eq(lengths.r_rdy & beats.i.ready),
-            beats.i.valid.eq(self.write_beats.valid & lengths.r_rdy),
-            beats.i.payload.words.eq(self.write_beats.payload),
+            sends.eq(source.valid & lengths.r_rdy & beats.i.ready),
+            source.ready.eq(lengths.r_rdy & beats.i.ready),
+            beats.i.valid.eq(source.valid & lengths.r_rdy),
+            beats.i.payload.words.eq(source.payload),
             beats.i.payload.last.eq(sent == lengths.r_data),
             lengths.r_en.eq(sends & beats.i.payload.last),
             beats.o.ready.eq(self.m_axi_wready),
@@ -359,15 +368,30 @@ class AxiPort(wiring.Component):
         ]
         return error
 
+    def _collected(
+        self, m: Module, more: Value, goes: Value
+    ) -> tuple[Value | int, wiring.PureInterface]:
+        """Whether the next burst can go as far as its beats are concerned, and where they come from; ``more`` of them
+        follow its first, ``goes``: it does."""
+        config = self._config
+        if config.cores == 1:
+            return 1, self.write_beats
+        depth = config.memory.write_queue
+        m.submodules.collected = queue = BeatQueue(beat_layout(config), depth=depth)
+        wiring.connect(m, wiring.flipped(self.write_beats), queue.i)
+        # Those whose burst has not gone.
+        waiting, comes = Signal(range(depth + 1)), Signal()
+        m.d.comb += comes.eq(queue.i.valid & queue.i.ready)
+        m.d.sync += waiting.eq(waiting + comes - Mux(goes, more + 1, 0))
+        return more < waiting, queue.o
+
 
 __all__ = [
-    "READS_QUEUE",
     "WRITES",
     "Axi",
     "AxiPort",
     "Buffer",
     "address_bits",
-    "burst_beats",
     "id_bits",
     "ports",
 ]

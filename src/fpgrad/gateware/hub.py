@@ -78,11 +78,12 @@ class Hub(wiring.Component):
             connect(m, wiring.flipped(rows), there)
         for sums, there in zip(exchange.sums, self.sums, strict=True):
             connect(m, sums, wiring.flipped(there))
+        go = registers.control.go
         if self._config.cores > 1:
-            self._memory(m)
+            self._memory(m, go)
 
         runs, quiet, status = Signal(), Signal(), registers.status
-        first, go = self.status[0], registers.control.go
+        first = self.status[0]
         m.d.comb += [
             runs.eq(Cat(core.running for core in self.status).any()),
             quiet.eq(runs & Cat(core.quiet | ~core.running for core in self.status).all()),
@@ -122,8 +123,9 @@ class Hub(wiring.Component):
         ]
         return m
 
-    def _memory(self, m: Module) -> None:
+    def _memory(self, m: Module, go: Value) -> None:
         m.submodules.interconnect = interconnect = Interconnect(self._config)
+        m.d.comb += interconnect.clear.eq(go)
         for axi, there in zip(self.axi, interconnect.axi, strict=True):
             connect(m, wiring.flipped(axi), there)
         for name, member in port_members(self._config).items():

@@ -4,8 +4,8 @@ Reads and writes are apart. On the AR and the AW channel the turn goes round (:c
 follow in the order of their addresses, a burst without a pause between beats of others. IDs are those of the core with
 its number above them, by which answers find their way back: memory may answer different cores in any order.
 
-A core that lets the beats of a read wait, or its own beats of a write, lets the others wait. It may do so for a while,
-but never until another core does something: see SUM in :mod:`fpgrad.gateware.load` and :mod:`fpgrad.gateware.store`.
+No core lets another one wait: it takes what comes, and has the beats of a write when it asks for it
+(:mod:`fpgrad.gateware.axi`).
 
 Timing, in clock cycles: every input goes into a register, and every output comes from one. What a core has on AR, AW
 or W in cycle c is on the port in c + 2, unless other cores go first; of W, at the earliest one cycle after its address
@@ -32,6 +32,7 @@ class RoundRobin(wiring.Component):
         count: how many there are, at least 2.
 
     Members:
+        clear: the first stream was last, from the next cycle on.
         i: the streams.
         o: ``item``, and ``source``: the number of its stream. From a register.
     """
@@ -41,6 +42,7 @@ class RoundRobin(wiring.Component):
         joined = data.StructLayout({"item": shape, "source": ceil_log2(count)})
         super().__init__(
             {
+                "clear": In(1),
                 "i": In(stream.Signature(shape)).array(count),
                 "o": Out(stream.Signature(joined)),
             }
@@ -70,6 +72,8 @@ class RoundRobin(wiring.Component):
                 ]
         with m.If(buffer.i.valid & buffer.i.ready):
             m.d.sync += last.eq(chosen)
+        with m.If(self.clear):
+            m.d.sync += last.eq(0)
         return m
 
 
@@ -77,13 +81,16 @@ class Interconnect(wiring.Component):
     """Between the ports of the cores and the chip's.
 
     Members:
+        clear: a run begins: turns are as in any other.
         axi: those of the cores, see :class:`fpgrad.gateware.axi.Axi`.
         m_axi_*: the chip's, with wider IDs.
     """
 
     def __init__(self, config: MachineConfig) -> None:
         self._config = config
-        super().__init__({"axi": In(Axi(config)).array(config.cores), **port_members(config)})
+        super().__init__(
+            {"clear": In(1), "axi": In(Axi(config)).array(config.cores), **port_members(config)}
+        )
 
     @property
     def config(self) -> MachineConfig:
@@ -123,6 +130,7 @@ class Interconnect(wiring.Component):
                 getattr(port, f"{channel}ready").eq(buffer.i.ready),
             ]
             wiring.connect(m, buffer.o, turns.i[core])
+        m.d.comb += turns.clear.eq(self.clear)
         address, taken = turns.o.payload, Signal(name=f"{channel}_taken")
         for name in names[1:]:
             m.d.comb += self._port(channel + name).eq(address.item[name])
@@ -154,22 +162,20 @@ class Interconnect(wiring.Component):
         m.d.comb += [self._port("wvalid").eq(out.o.valid), out.o.ready.eq(self._port("wready"))]
 
     def _read_data(self, m: Module) -> None:
-        """A beat waits until its core takes it."""
+        """A register; cores always take what is in it."""
         names = ("id", "data", "resp", "last")
         layout = data.StructLayout({name: len(self._port(f"r{name}")) for name in names})
-        m.submodules.r_buffer = buffer = Buffer(layout)
-        m.d.comb += [buffer.i.payload[name].eq(self._port(f"r{name}")) for name in names]
-        m.d.comb += [
-            buffer.i.valid.eq(self._port("rvalid")),
-            self._port("rready").eq(buffer.i.ready),
-        ]
-        beat, own = buffer.o.payload, core_id_bits(self._config)
+        beat, there = Signal(layout, reset_less=True), Signal()
+        m.d.comb += self._port("rready").eq(1)
+        m.d.sync += there.eq(self._port("rvalid"))
+        m.d.sync += [beat[name].eq(self._port(f"r{name}")) for name in names]
+        own = core_id_bits(self._config)
         for core, port in enumerate(self.axi):
-            is_its = beat.id[own:] == core
             m.d.comb += [getattr(port, f"r{name}").eq(beat[name]) for name in names[1:]]
-            m.d.comb += [port.rid.eq(beat.id[:own]), port.rvalid.eq(buffer.o.valid & is_its)]
-            with m.If(is_its):
-                m.d.comb += buffer.o.ready.eq(port.rready)
+            m.d.comb += [
+                port.rid.eq(beat.id[:own]),
+                port.rvalid.eq(there & (beat.id[own:] == core)),
+            ]
 
     def _answers(self, m: Module) -> None:
         """Cores always take them."""

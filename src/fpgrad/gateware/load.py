@@ -23,8 +23,7 @@ Timing, in clock cycles, for an instruction that is taken in cycle s:
   unit, or part of one, is made at the earliest in the cycle of the write.
 * SUM asks for nothing. A row is taken from ``sums`` in the cycle in which it is there and its place is,
   and becomes a unit in that cycle. The unit takes the next instruction at the earliest in the cycle
-  after its last row was taken: nothing is asked for that could not be taken before other cores have
-  sent their rows, because it would stand in these cores' way to external memory.
+  after its last row was taken: nothing that is asked for waits until other cores have sent their rows.
 * ``done`` is the cycle after the last write.
 """
 

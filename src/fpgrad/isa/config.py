@@ -26,6 +26,9 @@ from fpgrad.isa.instructions import DRAM_BITS
 #: As many cores as a machine can have.
 MAX_CORES = 16
 
+#: As many beats as can wait in a queue to or from external memory.
+MAX_BEATS = 512
+
 #: Instructions that a streamed program's units are sent at once.
 BURST = 4
 
@@ -81,6 +84,9 @@ class MemoryConfig:
         tile_dma: whether LOAD and STORE can move tiles and masks, for which mantissas must have at most 8 bits.
         dram_rows: rows of T 32-bit words in external memory.
         dram_words_per_cycle: width of the memory port in 32-bit words, a divisor of T.
+        read_queue: beats that a core has room for on their way to it, a power of two from 4 to 512. It asks for no more.
+        write_queue: beats that a core can collect on their way to external memory, where there are several; a power of
+            two from 2 to 512.
         dram_latency: cycles from a read request to its first word.
         dram_bandwidth: words a cycle that external memory reads and writes, both together; 0 means as many as
             the port is wide, twice as many that reads and writes do not slow each other down.
@@ -98,6 +104,8 @@ class MemoryConfig:
     tile_dma: bool = False
     dram_rows: int = 1 << 20
     dram_words_per_cycle: int = 16
+    read_queue: int = 128
+    write_queue: int = 64
     dram_latency: int = 20
     dram_bandwidth: float = 0
     dram_refresh_interval: int = 0
@@ -108,6 +116,11 @@ class MemoryConfig:
         """Words that external memory moves in a cycle."""
         words = self.dram_bandwidth or self.dram_words_per_cycle
         return Fraction(words).limit_denominator(1000)
+
+    @property
+    def page_beats(self) -> int:
+        """Beats between the boundaries that no burst crosses: of 4 KiB, or of 256 beats."""
+        return min(256, 1024 // self.dram_words_per_cycle)
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,12 @@ class MachineConfig:
             raise ConfigError(
                 f"memory.dram_words_per_cycle must divide the tile side {t}, not be {m.dram_words_per_cycle}"
             )
+        for name, least in (("read_queue", 4), ("write_queue", 2)):
+            beats = getattr(m, name)
+            if not least <= beats <= MAX_BEATS or beats & (beats - 1):
+                raise ConfigError(
+                    f"memory.{name} must be a power of two from {least} to {MAX_BEATS}, not {beats}"
+                )
         if not 0.01 <= m.dram_rate <= 2 * m.dram_words_per_cycle:
             raise ConfigError(
                 f"memory.dram_bandwidth must be 0 or 0.01 to {2 * m.dram_words_per_cycle} words a cycle, "
@@ -235,6 +254,17 @@ class MachineConfig:
     def side(self) -> int:
         """T: rows and columns of a tile, lanes of the vector unit."""
         return self.matrix.tile.side
+
+    @property
+    def read_burst(self) -> int:
+        """Beats of the largest burst of reads: so small that others can be on their way meanwhile."""
+        return min(self.memory.page_beats, self.memory.read_queue // 4)
+
+    @property
+    def write_burst(self) -> int:
+        """Beats of the largest burst of writes. Where cores collect them, one more can be collected meanwhile."""
+        page = self.memory.page_beats
+        return page if self.cores == 1 else min(page, self.memory.write_queue // 2)
 
     @property
     def mac_lanes(self) -> int:

@@ -17,8 +17,9 @@ struct Clockwork {
     std::int64_t offer = 0, outstanding = 0;
     std::int64_t ways = 4, vector = 0, function = 0, multiply = 0, visible = 0, done = 0, settle = 0;
     std::int64_t quantise = 0, drain = 0, queue = 0;
-    std::int64_t flight = 0, burst = 0, reads_queue = 0, writes = 0, store_queue = 0, link = 0, link_queue = 0,
-                 owners = 0;
+    std::int64_t flight = 0, writes = 0, store_queue = 0, link = 0, link_queue = 0, owners = 0;
+    // Beats that a core has room for, and those of its largest bursts.
+    std::int64_t read_queue = 0, write_queue = 0, read_burst = 0, write_burst = 0;
     // Of a streamed program: instructions of a burst, bursts on their way, and for each unit the instructions of its
     // ring, the beats of an instruction, and the number of the entry's first, of which only the place in its burst matters.
     std::int64_t streamed = 0, fetch_burst = 1, fetch_bursts = 0, ring[UNITS] = {}, slot[UNITS] = {}, phase[UNITS] = {};
@@ -28,8 +29,10 @@ struct Clockwork {
         f("budget_gain", budget_gain), f("refresh_interval", refresh_interval), f("refresh_cycles", refresh_cycles);
         f("offer", offer), f("outstanding", outstanding), f("ways", ways), f("vector", vector), f("function", function);
         f("multiply", multiply), f("visible", visible), f("done", done), f("settle", settle);
-        f("quantise", quantise), f("drain", drain), f("queue", queue), f("flight", flight), f("burst", burst);
-        f("reads_queue", reads_queue), f("writes", writes), f("store_queue", store_queue), f("link", link);
+        f("quantise", quantise), f("drain", drain), f("queue", queue), f("flight", flight), f("writes", writes);
+        f("store_queue", store_queue), f("link", link);
+        f("read_queue", read_queue), f("write_queue", write_queue);
+        f("read_burst", read_burst), f("write_burst", write_burst);
         f("link_queue", link_queue), f("owners", owners), f("streamed", streamed), f("fetch_burst", fetch_burst);
         f("fetch_bursts", fetch_bursts);
         f("ring_load", ring[LOAD]), f("ring_matrix", ring[MATRIX]), f("ring_vector", ring[VECTOR]);

@@ -10,8 +10,8 @@
 
 namespace fpgrad {
 
-// More than waits in any queue of the port or of its units.
-constexpr std::size_t QUEUES = 32;
+// More than waits in any queue of the port or of its units, and as many beats as can wait in one.
+constexpr std::size_t QUEUES = 32, BEATS = 512;
 // A register and a spare one behind it.
 constexpr std::size_t SPARE = 2;
 
@@ -53,7 +53,7 @@ struct Burst {
 // Makes bursts of requests: a burst goes up to the next boundary.
 class Splitter {
   public:
-    explicit Splitter(const Clockwork& c) : row_beats_(c.side / c.words), largest_(c.burst) {}
+    Splitter(const Clockwork& c, std::int64_t largest) : row_beats_(c.side / c.words), largest_(largest) {}
 
     bool busy() const { return left_; }
     Burst burst() const {
@@ -79,78 +79,90 @@ class Splitter {
 // A core's port: the read half.
 class ReadPort {
   public:
-    explicit ReadPort(const Clockwork& c) : splitter_(c), room_(static_cast<std::size_t>(c.reads_queue)) {}
+    explicit ReadPort(const Clockwork& c) : splitter_(c, c.read_burst), room_(c.read_queue) {}
 
-    bool rready = false;
-    bool quiet() const { return ar_.empty() && !splitter_.busy() && beats_.empty() && rready; }
+    bool quiet() const { return ar_.empty() && !splitter_.busy() && beats_.empty(); }
     Burst ar() const { return ar_.empty() ? Burst{} : ar_.front(); }
-    // Whether it has room for a burst; whether it is ready for a request beside a fetched burst, which goes first.
+    // Whether AR has room for a burst; whether it is ready for a request beside a fetched burst, which goes first.
     bool takes() const { return ar_.size() < SPARE; }
-    bool ready(bool fetched) const { return splitter_.ready(takes() && !fetched); }
+    bool ready(bool fetched) const { return splitter_.ready(go() && !fetched); }
     bool there() const { return !beats_.empty(); }
     bool index() const { return beats_.front(); }
     // The unit's request, if the port is ready for it, and a fetched burst; whether the unit's beat goes; whether the
     // burst on AR does; whether a beat comes, and its flag.
     void step(const Request& request, const Burst& fetched, bool pop, bool arready, bool came, std::uint8_t flag) {
-        const std::size_t level = beats_.size();
-        if (pop) beats_.pop();
+        const bool room = takes(), leaves = go() && !fetched;
+        if (pop) beats_.pop(), ++room_;
         if (came && flag != FETCHED) beats_.push(flag);
-        rready = level + rready < room_;
-        const bool room = takes(), leaves = room && !fetched;
         if (arready && !ar_.empty()) ar_.pop();
         if (room && fetched) ar_.push(fetched);
-        if (leaves && splitter_.busy()) ar_.push(splitter_.burst());
+        if (leaves && splitter_.busy()) ar_.push(splitter_.burst()), room_ -= splitter_.burst().beats;
         splitter_.step(leaves, request);
     }
 
   private:
+    // Whether a request's burst, if there is one, can go: there will be room for its beats.
+    bool go() const { return takes() && splitter_.burst().beats <= room_; }
     Splitter splitter_;
-    const std::size_t room_;
+    std::int64_t room_;  // for beats that are not asked for
     Ring<Burst, QUEUES> ar_;
-    Ring<bool, QUEUES> beats_;
+    Ring<bool, BEATS> beats_;
 };
 
-// The write half.
+// The write half. With several cores a burst goes when all its beats wait; with one, its beats follow it.
 class WritePort {
   public:
-    explicit WritePort(const Clockwork& c) : splitter_(c), room_(static_cast<std::size_t>(c.writes)) {}
+    explicit WritePort(const Clockwork& c)
+        : splitter_(c, c.write_burst), room_(static_cast<std::size_t>(c.writes)),
+          queue_(c.cores > 1 ? static_cast<std::size_t>(c.write_queue) : 0) {}
 
-    bool quiet() const { return aw_.empty() && w_.empty() && !splitter_.busy() && ends_.empty() && !answered_; }
+    bool quiet() const {
+        return aw_.empty() && w_.empty() && !splitter_.busy() && ends_.empty() && beats_.empty() && !answered_;
+    }
     Burst aw() const { return aw_.empty() ? Burst{} : aw_.front(); }
     // Whether a beat is on W, and whether it is its burst's last.
     bool w() const { return !w_.empty(); }
     bool last() const { return w_.front(); }
     bool ready() const { return splitter_.ready(go()); }
     // Whether it takes a beat in this cycle.
-    bool takes() const { return !lengths_.empty() && w_.size() < SPARE; }
+    bool takes() const { return queue_ ? beats_.size() < queue_ : sends(); }
     // The last beat of a request with its flag is in external memory.
     bool written() const { return answered_ && ends_.front(); }
     void step(const Request& request, bool beat, bool awready, bool wready, bool bvalid) {
-        const bool leaves = go();
+        const bool leaves = go(), sent = queue_ ? sends() && !beats_.empty() : beat;
         const Burst burst = splitter_.burst();
         if (awready && !aw_.empty()) aw_.pop();
         if (wready && !w_.empty()) w_.pop();
-        if (beat) {
+        if (sent) {
             const bool last = ++sent_ == lengths_.front();
             w_.push(last);
             if (last) lengths_.pop(), sent_ = 0;
         }
+        if (queue_ && sent) beats_.pop();
+        if (queue_ && beat) beats_.push(true), ++waiting_;
         if (answered_) ends_.pop();
         answered_ = bvalid;
-        if (leaves) aw_.push(burst), lengths_.push(burst.beats), ends_.push(burst.last && burst.flag);
+        if (leaves) {
+            aw_.push(burst), lengths_.push(burst.beats), ends_.push(burst.last && burst.flag);
+            if (queue_) waiting_ -= burst.beats;
+        }
         splitter_.step(leaves, request);
     }
 
   private:
     bool go() const {
-        return splitter_.busy() && aw_.size() < SPARE && lengths_.size() < room_ && ends_.size() < room_;
+        return splitter_.busy() && aw_.size() < SPARE && lengths_.size() < room_ && ends_.size() < room_ &&
+               (!queue_ || splitter_.burst().beats <= waiting_);
     }
+    // Whether a beat can go to W.
+    bool sends() const { return !lengths_.empty() && w_.size() < SPARE; }
     Splitter splitter_;
-    const std::size_t room_;
+    const std::size_t room_, queue_;
     bool answered_ = false;
-    std::int64_t sent_ = 0;
+    std::int64_t sent_ = 0, waiting_ = 0;  // waiting_: beats whose bursts have not gone
     Ring<Burst, QUEUES> aw_;
     Ring<bool, QUEUES> w_, ends_;
+    Ring<bool, BEATS> beats_;
     Ring<std::int64_t, QUEUES> lengths_;
 };
 

@@ -12,8 +12,8 @@
 
 namespace fpgrad {
 
-// What external memory does in a cycle: whether a beat is taken on R, its core and its flag; whether it takes the one
-// on W; whether it answers a core's burst of writes.
+// What external memory does in a cycle: whether a beat is on R, where it is always taken, its core and its flag; whether
+// it takes the one on W; whether it answers a core's burst of writes.
 struct Answer {
     bool came = false, wready = false, bvalid = false;
     std::uint8_t flag = 0;
@@ -31,17 +31,17 @@ class ExternalMemory {
     explicit ExternalMemory(const Clockwork& c)
         : c_(c), most_(c.beat_cost + c.budget_gain), latency_(std::max<std::int64_t>(1, c.latency)), budget_(most_) {}
 
-    bool quiet() const { return reads_.empty() && writes_.empty() && answers_.empty() && !offered_; }
+    bool quiet() const { return reads_.empty() && writes_.empty() && answers_.empty(); }
     // So many cycles pass in which it does nothing.
     void skip(std::int64_t cycles) {
         budget_ = cycles > c_.beat_cost / c_.budget_gain ? most_ : std::min(most_, budget_ + cycles * c_.budget_gain);
         if (c_.refresh_interval) phase_ = (phase_ + cycles) % c_.refresh_interval;
     }
-    Answer serve(std::int64_t cycle, const Owned& ar, const Owned& aw, bool w, bool rready) {
+    Answer serve(std::int64_t cycle, const Owned& ar, const Owned& aw, bool w) {
         budget_ = std::min(budget_ + c_.budget_gain, most_);
         const bool refreshing = phase_ >= c_.refresh_interval - c_.refresh_cycles && c_.refresh_interval;
         if (++phase_ >= c_.refresh_interval) phase_ = 0;
-        bool read = !offered_ && !reads_.empty() && reads_.front().due <= cycle;
+        bool read = !reads_.empty() && reads_.front().due <= cycle;
         bool write = w && !writes_.empty();
         if (refreshing || budget_ < c_.beat_cost)
             read = write = false;
@@ -50,11 +50,10 @@ class ExternalMemory {
         Answer out;
         if (!answers_.empty()) out.bvalid = true, out.answered = answers_.front(), answers_.pop_front();
         if (read) {
-            offered_ = true, flag_ = reads_.front().flag, core_ = reads_.front().core;
+            out.came = true, out.flag = reads_.front().flag, out.core = reads_.front().core;
             if (!--reads_.front().beats) reads_.pop_front();
             write_next_ = true, budget_ -= c_.beat_cost;
         }
-        if (rready) out.came = offered_, out.flag = flag_, out.core = core_, offered_ = false;
         if (write) {
             out.wready = true;
             if (!--writes_.front().burst.beats) answers_.push_back(writes_.front().core), writes_.pop_front();
@@ -77,10 +76,7 @@ class ExternalMemory {
     bool write_next_ = false;
     std::deque<Read> reads_;
     std::deque<Owned> writes_;
-    std::deque<int> answers_;              // whose
-    bool offered_ = false;                 // a beat is on R
-    std::uint8_t flag_ = 0;                // its flag
-    int core_ = 0;                         // and whose it is
+    std::deque<int> answers_;  // whose
 };
 
 // Several cores at the chip's port: what gateware/interconnect.py does. With one core, wires.
@@ -98,28 +94,26 @@ class Interconnect {
     };
     bool quiet() const {
         const auto empty = [](const auto& ring) { return ring.empty(); };
-        return cores_ == 1 || (ar_turns_.empty() && aw_turns_.empty() && owners_.empty() && out_.empty() && r_.empty() &&
+        return cores_ == 1 || (ar_turns_.empty() && aw_turns_.empty() && owners_.empty() && out_.empty() && r_.core < 0 &&
                                answered_ < 0 && std::all_of(ar_.begin(), ar_.end(), empty) &&
                                std::all_of(aw_.begin(), aw_.end(), empty) && std::all_of(w_.begin(), w_.end(), empty));
     }
     // One cycle of it and of memory; returns whether memory moved anything.
     bool step(std::int64_t cycle, ExternalMemory& memory, std::vector<Told>& told) {
         if (cores_ == 1) {
-            const Answer a = memory.serve(cycle, {reads_[0].ar()}, {writes_[0].aw()}, writes_[0].w(), reads_[0].rready);
+            const Answer a = memory.serve(cycle, {reads_[0].ar()}, {writes_[0].aw()}, writes_[0].w());
             told[0] = {true, a.came, a.flag, true, a.wready, a.bvalid};
             return a.came || a.wready || a.bvalid;
         }
         const bool owns = !aw_turns_.empty() && owners_.size() < owned_, writes = !out_.empty();
         const Owned read = ar_turns_.empty() ? Owned{} : ar_turns_.front();
         const Owned write = owns ? aw_turns_.front() : Owned{};
-        const Answer a = memory.serve(cycle, read, write, writes, r_.size() < SPARE);
+        const Answer a = memory.serve(cycle, read, write, writes);
         for (int n = 0; n < cores_; ++n) {
-            const bool its = !r_.empty() && r_.front().core == n;
-            told[n] = {ar_[n].size() < SPARE, its && reads_[n].rready, its ? r_.front().flag : std::uint8_t{0},
-                       aw_[n].size() < SPARE, w_[n].size() < SPARE, answered_ == n};
+            told[n] = {ar_[n].size() < SPARE, r_.core == n, r_.flag, aw_[n].size() < SPARE, w_[n].size() < SPARE,
+                       answered_ == n};
         }
-        if (!r_.empty() && reads_[r_.front().core].rready) r_.pop();
-        if (a.came) r_.push({a.flag, a.core});
+        r_ = {a.flag, a.came ? a.core : -1};
         answered_ = a.bvalid ? a.answered : -1;
 
         // Data of writes: whole bursts in the order of their addresses.
@@ -157,8 +151,8 @@ class Interconnect {
         }
     }
     struct Beat {
-        std::uint8_t flag;
-        int core;
+        std::uint8_t flag = 0;
+        int core = -1;
     };
     const int cores_;
     const std::size_t owned_;
@@ -169,7 +163,7 @@ class Interconnect {
     Ring<Owned, QUEUES> ar_turns_, aw_turns_;
     Ring<int, QUEUES> owners_;
     Ring<bool, QUEUES> out_;
-    Ring<Beat, QUEUES> r_;
+    Beat r_;
     int last_read_ = 0, last_write_ = 0, answered_ = -1;
 };
 
