@@ -14,7 +14,6 @@ from fpgrad.transform.pools import MaxPoolBeforeRelu
 from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.simplify import Simplify
-from fpgrad.transform.split import SplitChannels
 
 FORWARD: tuple[Pass, ...] = (MaxPoolBeforeRelu(),)
 """On the forward function, before its mode is resolved and it is differentiated."""
@@ -96,5 +95,5 @@ def lower_split(
     choice = choose(ready, forward, judged if judged in ready else forward, cores, side)
     if choice is None:
         return None
-    passes = (SplitChannels(choice.states, cores), last)
+    passes = (choice.passed(cores), last)
     return {name: run_pipeline(passes, f) for name, f in ready.items()}
