@@ -84,9 +84,13 @@ def split_steps(lowered: Lowered, cores: int, side: int) -> Steps | None:
     return None if functions is None else replace(found, functions=functions)
 
 
-def work(steps: Steps, side: int) -> float:
-    """Returns roughly how many cycles the longest of the functions takes a core, for comparisons."""
-    return cost(steps.functions.get("train", steps.functions["predict"]), side)
+def work(steps: Steps, side: int, cores: int) -> float:
+    """Returns roughly how many cycles the longest of the functions takes, for comparisons: those of a core, and of the
+    port that brings the samples of all cores, a row a cycle."""
+    function = steps.functions.get("train", steps.functions["predict"])
+    inputs = [n for n in function.inputs if n.attrs["kind"] == "batch"]
+    rows = sum(n.shape[0] * -(-n.shape[1] // side) for n in inputs)
+    return cost(function, side) + cores * rows
 
 
 def _functions(lowered: Lowered) -> Steps:
