@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,8 +13,11 @@ from tests.keras.test_split import divided, fit, sgd
 
 from fpgrad import FPGA
 from fpgrad.emulator.timing import run_cycles
+from fpgrad.errors import MemoryCapacityError
 from fpgrad.flow.build import make_executor
 from fpgrad.flow.estimate import useful_macs
+from fpgrad.isa.config import ControlConfig
+from fpgrad.keras import schedules
 
 L = keras.layers
 
@@ -142,3 +146,24 @@ def test_summary():
     assert useful_macs(fpga.program(4), "train") == pytest.approx(
         useful_macs(one, "train"), rel=0.01
     )
+
+
+def test_a_machine_that_exists(monkeypatch: pytest.MonkeyPatch):
+    """One that has room for bands runs them; one that has not divides otherwise, here samples."""
+    made = FPGA(narrow(), config=small_tiles(1)).program(4).config
+    memory = replace(made.memory, vector_rows=4096, inbox_rows=1024, outbox_rows=1024)
+    control = ControlConfig(load=512, matrix=512, vector=2048, store=512)
+    made = replace(made, cores=2, memory=memory, control=control)
+
+    def how() -> str | None:
+        return FPGA(narrow(), config=made).program(4).meta["layers"].get("second")
+
+    def without_room(functions: Any, config: Any) -> Any:
+        if any(n.attrs.get("cores", 1) > 1 for f in functions.values() for n in f.nodes()):
+            return MemoryCapacityError("no room for bands")
+        return attempt(functions, config)
+
+    assert how() == "positions"
+    attempt = schedules.attempt
+    monkeypatch.setattr(schedules, "attempt", without_room)
+    assert how() is None

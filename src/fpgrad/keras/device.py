@@ -255,12 +255,16 @@ class Device:
             return None
         if (training, rows) not in self._split:
             lowered = self._lowered(rows, training)
-            steps = split_steps(lowered, self._cores, self._side)
-            better = steps is not None and (
-                tiles == 1 or self._shorter(steps, batch_size, training)
-            )
-            found = (lowered, steps) if steps is not None and better else None
-            self._split[training, rows] = found
+            self._split[training, rows] = None
+            for by_rows in (True, False)[: 1 + has_maps]:
+                steps = split_steps(lowered, self._cores, self._side, by_rows=by_rows)
+                if steps is None or (tiles > 1 and not self._shorter(steps, batch_size, training)):
+                    break
+                # Maps that are put together may find no room.
+                steps = self._scheduler.fitting(steps)
+                if steps is not None:
+                    self._split[training, rows] = lowered, steps
+                    break
         return self._split[training, rows]
 
     def _shorter(self, steps: Steps, batch_size: int, training: bool) -> bool:

@@ -74,13 +74,14 @@ def build_steps(lowered: Lowered, cores: int = 1, parts: int = 1) -> Steps:
     return replace(found, functions=functions)
 
 
-def split_steps(lowered: Lowered, cores: int, side: int) -> Steps | None:
-    """Returns the functions of ``lowered``, the model for the whole batch, with channels divided among cores.
+def split_steps(lowered: Lowered, cores: int, side: int, *, by_rows: bool = True) -> Steps | None:
+    """Returns the functions of ``lowered``, the model for the whole batch, with layers divided among cores.
 
-    ``side`` is that of the machine's tiles. None: nothing is gained by dividing any layer.
+    ``side`` is that of the machine's tiles, ``by_rows`` says whether maps may be divided by theirs. None: nothing is
+    gained by dividing any layer.
     """
     found = _functions(lowered)
-    functions = lower_split(found.functions, cores, side)
+    functions = lower_split(found.functions, cores, side, by_rows=by_rows)
     return None if functions is None else replace(found, functions=functions)
 
 

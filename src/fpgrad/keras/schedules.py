@@ -51,6 +51,13 @@ class Scheduler:
         """Whether the machine's memories are given, so that a program may have no room in them."""
         return may_wait(self.config)
 
+    def fitting(self, steps: Steps) -> Steps | None:
+        """The steps, with their program if it took making one to see whether the machine has room; None: it has not."""
+        if not (self.limited and self.compiling):
+            return steps
+        program = attempt(steps.functions, self.config)
+        return replace(steps, program=program) if isinstance(program, Program) else None
+
     def shorter(self, functions: Mapping[str, Function], others: Mapping[str, Function]) -> bool:
         """Whether functions take fewer cycles than others by the cycle model; yes, if nothing may be compiled."""
         if not self.compiling:

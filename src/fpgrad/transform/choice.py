@@ -44,7 +44,13 @@ class Choice:
 
 
 def choose(
-    functions: Mapping[str, Function], forward: str, judged: str, cores: int, side: int
+    functions: Mapping[str, Function],
+    forward: str,
+    judged: str,
+    cores: int,
+    side: int,
+    *,
+    by_rows: bool = True,
 ) -> Choice | None:
     """The best division found of the functions of a session (stage machine, for the whole batch).
 
@@ -53,7 +59,8 @@ def choose(
     whether dividing their outputs makes the step shorter; once from the first on, once from the second,
     since what the first one's outputs feed cannot have its own outputs divided.
 
-    forward: the function that has all parameters. judged: the one whose cycles count.
+    forward: the function that has all parameters. judged: the one whose cycles count. by_rows: whether maps
+    may be divided by their rows.
     Returns None when nothing is gained.
     """
     candidates = kernels(functions[forward], cores)
@@ -71,7 +78,8 @@ def choose(
             return None
         return Choice(states, cost(divided[judged], side), lines)
 
-    for lines in (None, *heights(functions[forward], cores)):
+    possible = heights(functions[forward], cores) if by_rows else []
+    for lines in (None, *possible):
         first = whole if lines is None else tried([], lines, [judged])
         if first is None:
             continue
