@@ -28,8 +28,8 @@ NOTES = """\
   `benchmarks.conv_cycles` with SGD and momentum
 * cycles of the emulator's cycle model, everything on the chip; speed-up against one core; lanes are those
   of all cores, useful products are counted once where all cores compute the same
-* layers shared and whole: those of which every core has a part of the kernel, and those that every core
-  computes for itself
+* layers shared and whole: those of which every core has a part of the kernel or of the map, and those that
+  every core computes for itself
 """
 
 

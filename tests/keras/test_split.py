@@ -181,8 +181,8 @@ def test_what_cores_have_and_what_is_whole():
     }
 
 
-def test_batches_of_as_many_tiles_as_cores_are_divided_by_samples():
-    model = perceptron()
+def test_maps_of_as_many_tiles_as_cores_are_divided_by_samples():
+    model = convolutional()
     fpga = FPGA(model, config=small_tiles(2))
     x, y = samples(model, 16)
     for batch_size, shares in ((8, 2), (4, 1), (16, 2)):
@@ -194,6 +194,31 @@ def test_batches_of_as_many_tiles_as_cores_are_divided_by_samples():
         fpga.fit(x, y, batch_size=batch_size, verbose=0)
     scores = fpga.evaluate(x, y, batch_size=4, verbose=0)
     np.testing.assert_allclose(scores, fpga.evaluate(x, y, batch_size=8, verbose=0), rtol=0.01)
+
+
+@pytest.mark.parametrize(("cores", "wide", "shares"), [(2, 96, 1), (3, 97, 3), (4, 4, 4)])
+def test_wide_layers_are_divided_by_channels_in_large_batches_too(cores, wide, shares):
+    """Their optimizer is then divided; 97 channels are no three parts, and 4 channels no work."""
+    keras.utils.set_random_seed(1)
+    layers = [L.Input((6,)), L.Dense(wide, "relu"), L.Dense(wide, "relu"), L.Dense(3, "softmax")]
+    results = []
+    for count in (1, cores):
+        keras.utils.set_random_seed(1)
+        model = compiled(keras.models.clone_model(keras.Sequential(layers)))
+        fpga = FPGA(model, config=small_tiles(count))
+        x, y = samples(model, 32)
+        history = fpga.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0).history
+        results.append(history["loss"])
+    assert fpga._device.sessions[0].session.shares == shares
+    np.testing.assert_allclose(results[1], results[0], rtol=0.02)
+
+
+def test_a_machine_that_exists_divides_large_batches_by_samples():
+    """What all samples take on each core may have no room in it."""
+    model = perceptron()
+    fpga = FPGA(model, config=FPGA(model, config=small_tiles(2)).program(16).config)
+    assert fpga._device._together(16, training=True) is None
+    assert FPGA(model, config=small_tiles(2))._device._together(16, training=True) is not None
 
 
 def test_weights_that_a_callback_changes_reach_all_cores():

@@ -343,6 +343,7 @@ def describe(
         "chunks": chunks,
         "metrics": [first, size],
         "own": list(own_rows(keep)),
+        "cores": [[core, s.buffer.base] for core, s in keep.cores.items()],
         "states": {
             name: {
                 "base": s.buffer.base,

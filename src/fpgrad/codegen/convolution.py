@@ -13,6 +13,7 @@ from itertools import groupby, zip_longest
 from itertools import product as product_of
 from typing import TYPE_CHECKING
 
+from fpgrad.codegen.bands import by_halo, reads_inside
 from fpgrad.codegen.geometry import (
     BAND,
     Region,
@@ -118,7 +119,9 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
     if grid.kind != "tiles":
         step = by_tile_rows(step)
     channels = (x.shape[1], node.shape[1], node.attrs["groups"])
-    for _, high in groupby(regions(node.attrs["windows"], grid.m, grid.j), lambda r: r.h):
+    inside = reads_inside(node)
+    some_rows = regions(node.attrs["windows"], grid.m, grid.j, first=by_halo(node))
+    for _, high in groupby(some_rows, lambda r: r.h):
         some = list(high)
         for kernel, region in product_of(kernels, some):
             here = restricted(step, region)
@@ -131,9 +134,8 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
                 part.matrix = conv_product(node, region, mine, kernel, qx)
                 if grid.kind != "tiles":
                     part.matrix = as_row(part.matrix)
-                part.matrix.useful_macs = (
-                    t * region.h.count * region.columns * region.taps * mine.macs(*channels, t)
-                )
+                reads = t * region.h.count * region.columns * region.taps
+                part.matrix.useful_macs = round(inside * reads * mine.macs(*channels, t))
                 passes.append(part)
     return passes
 
@@ -345,6 +347,7 @@ def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None =
         zero = replace(whole, a=Source.ZERO)
         selector.add(node, zero)
     output, source = maps(windows, qy.grid.m)
+    inside = reads_inside(node)
     for tap in range(taps):
         r, s = divmod(tap, windows[1].taps)
         groups.append([])
@@ -389,7 +392,10 @@ def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None =
                         layer_of(node),
                         phase_of(node),
                         node.name or "conv_weight",
-                        h.count * w.count * output.samples * t * band.macs(*channels, t),
+                        round(
+                            inside
+                            * (h.count * w.count * output.samples * t * band.macs(*channels, t))
+                        ),
                     )
                     if grid.columns == 1:
                         matrix = as_row(matrix)

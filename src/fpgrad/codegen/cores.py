@@ -12,7 +12,7 @@ from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.steps import StepList
 from fpgrad.codegen.storage import ceil_div
 from fpgrad.errors import GraphError
-from fpgrad.graph import Function, Node, Parts, describe
+from fpgrad.graph import ALL_SUM, PICK, SPREAD, STACK, Function, Node, Parts, describe
 from fpgrad.isa.config import MachineConfig
 from fpgrad.transform import partial_sums
 
@@ -30,14 +30,29 @@ def channels_shared(functions: Mapping[str, Function], cores: int) -> bool:
                     f"{name}: {tensor!r} is in parts for {parts.cores} cores, the machine has {cores}; lower the "
                     "functions with their number"
                 )
-    return any(function.parts for function in functions.values())
+    return any(function.parts or shared_maps(function) for function in functions.values())
+
+
+def shared_maps(function: Function) -> set[Node]:
+    """The tensors of which each core has a band of rows: what is made of bands, up to what puts them together."""
+    found: set[Node] = set()
+    for node in function.nodes():
+        made = node.op in (PICK, STACK) or (node.op == "unfold" and node.attrs["cores"] > 1)
+        follows = node.op not in (ALL_SUM, SPREAD, "flatten", "conv_weight") and any(
+            x in found and x.shape[0] > 1 for x in node.inputs
+        )
+        summed = (node.op == "matmul" and node.attrs["ta"]) or node.op.startswith("reduce")
+        if made or (follows and not summed):
+            found.add(node)
+    return found
 
 
 def divided_layers(functions: Mapping[str, Function]) -> dict[str, str]:
-    """How cores share the kernel of each layer, in the order of the forward pass: by "outputs", "inputs" or "groups" of
-    channels; of none, it is "whole" on each."""
+    """How cores share the work of each layer, in the order of the forward pass: by "positions" of its map, or its kernel
+    by "outputs", "inputs" or "groups" of channels; of none, it is "whole" on each."""
     found: dict[str, str] = {}
     for function in functions.values():
+        maps = shared_maps(function)
         for node in function.nodes():
             if node.op not in ("matmul", "conv") or phase_of(node) != "forward":
                 continue
@@ -46,6 +61,7 @@ def divided_layers(functions: Mapping[str, Function]) -> dict[str, str]:
                 if kernel.op == "state":
                     turned = node.attrs["tb" if node.op == "matmul" else "transposed_weights"]
                     how = _how(function.parts.get(kernel.name), bool(turned))
+                    how = "positions" if node in maps else how
                     found.setdefault(layer_of(kernel), how)
     return found
 

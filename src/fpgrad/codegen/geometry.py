@@ -197,18 +197,26 @@ def maps(windows: tuple[Window, Window], tile_rows: int) -> tuple[Map, Map]:
 
 
 def regions(
-    windows: tuple[Window, Window], tile_rows: int, across: int, *, taps_matter: bool = True
+    windows: tuple[Window, Window],
+    tile_rows: int,
+    across: int,
+    *,
+    taps_matter: bool = True,
+    first: tuple[int, int] | None = None,
 ) -> list[Region]:
     """All output positions, in regions of about a band at most.
 
     Args:
         tile_rows, across: the output's tiles.
+        first: rows from the one to before the other come first, by themselves.
     """
     output, source = maps(windows, tile_rows)
     rows = max(1, band_of(tile_rows * across) // (output.width * output.samples * across))
     high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
+    begin, end = first or (0, windows[0].out)
+    high = [part for s in high for part in apart(s, (begin, end))]
     found: list[Region] = []
-    for h in sorted(high, key=lambda s: s.first):
+    for h in sorted(high, key=lambda s: (not begin <= s.first < end, s.first)):
         for w in segments(windows[1], taps_matter=taps_matter):
             found += _with_samples(h, w, output, source)
     return found
@@ -225,6 +233,12 @@ def cut(s: Segment, rows: int) -> list[Segment]:
         parts.append(s.part(start, count))
         start += count
     return parts
+
+
+def apart(s: Segment, at: tuple[int, ...]) -> list[Segment]:
+    """A segment in parts that end before these outputs."""
+    ends = [min(s.count, max(0, -(-(o - s.first) // s.step))) for o in sorted(at)]
+    return [s.part(a, b - a) for a, b in pairwise([0, *ends, s.count]) if b > a]
 
 
 def _with_samples(h: Segment, w: Segment, output: Map, source: Map) -> list[Region]:

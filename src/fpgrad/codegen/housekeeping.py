@@ -16,11 +16,12 @@ CHUNK = 256
 
 
 def place_persistent(keep: Persistent) -> tuple[int, int]:
-    """Bases for what persists on the chip, parts of divided tensors and metrics last; the ends in vector memory and in
-    tile memory."""
+    """Bases for what persists on the chip, what each core has for itself last; the ends in vector memory and in tile
+    memory."""
     inside = [item for item in keep.states.items() if item[0] not in keep.outside]
     rows = lay_out([s.buffer for name, s in inside if not keep.own(name)])
     rows = lay_out(keep.constant_rows, rows)
+    rows = lay_out([s.buffer for s in keep.cores.values()], align_up(rows, keep.side))
     for names in (keep.parts, {n for n, role in keep.roles.items() if role == "metric"}):
         rows = lay_out([s.buffer for n, s in inside if n in names], align_up(rows, keep.side))
     for buffer, (whole, offset) in keep.inside.items():
@@ -51,7 +52,8 @@ def metric_rows(keep: Persistent) -> tuple[int, int]:
 def own_rows(keep: Persistent) -> tuple[int, int]:
     """First row and number of rows of what each core has of its own on the chip, the metrics last."""
     near = [item for item in keep.states.items() if item[0] not in keep.outside]
-    return span([s.buffer for name, s in near if keep.own(name)])
+    numbers = [s.buffer for s in keep.cores.values()]
+    return span(numbers + [s.buffer for name, s in near if keep.own(name)])
 
 
 def span(buffers: Sequence[Buffer]) -> tuple[int, int]:

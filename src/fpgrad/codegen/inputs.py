@@ -7,7 +7,7 @@ gathered by address arithmetic alone, and its tile is written transposed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.batches import Share, share_of
@@ -67,8 +67,29 @@ class Image:
         )
 
 
-def image_of(node: Node) -> Image:
-    """What an unfold asks of its input."""
+@dataclass(frozen=True)
+class Band:
+    """What each core reads of an image that cores share by its rows.
+
+    Args:
+        lines: rows of the image, with its border. step: from those of one core to those of the next.
+    """
+
+    lines: int
+    step: int
+
+
+def lines_of(node: Node, image: Image) -> Band:
+    """The rows of an image that the windows of a core's band read."""
+    h = node.attrs["windows"][0]
+    out = h.out // node.attrs["cores"]
+    return Band(
+        image.top - h.pad + (out - 1) * h.stride + (h.taps - 1) * h.dilation + 1, out * h.stride
+    )
+
+
+def image_of(node: Node, side: int) -> Image:
+    """What an unfold asks of its input. Of cores that share it, each one's part begins with a row of external memory."""
     h, w = node.attrs["windows"]
 
     def border(x: Window) -> tuple[int, int]:
@@ -77,19 +98,36 @@ def image_of(node: Node) -> Image:
         last = (x.out - 1) * x.stride + (x.taps - 1) * x.dilation - x.pad
         return max(0, x.pad), max(0, last - (x.size - 1))
 
-    return Image(h.size, w.size, node.attrs["channels"], *border(h), *border(w))
+    image = Image(h.size, w.size, node.attrs["channels"], *border(h), *border(w))
+    if node.attrs["cores"] == 1:
+        return image
+    each = side * (4 if node.inputs[0].attrs.get("octets") else 1)
+    step = lines_of(node, image).step * image.channels
+    wide = image.shape[1]
+    while wide * step % each:
+        wide += 1
+    return replace(image, right=image.right + wide - image.shape[1])
 
 
-def load_image(selector: Selector, node: Node, image: Image) -> Stored:
-    """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row."""
+def load_image(selector: Selector, node: Node, image: Image, band: Band | None = None) -> Stored:
+    """The loads of an image input, one for each sample tile; of bytes, four times as many numbers a row.
+
+    Args:
+        band: what each core loads of it; None: all of it.
+    """
     t, octets = selector.t, bool(node.attrs["octets"])
     samples = node.shape[0]
     share = share_of(node) or Share(node.name, 0, samples)
     if samples % t:
         raise GraphError(f"{node.name}: a batch of images must be a multiple of {t}, not {samples}")
-    rows = ceil_div(image.features, t * 4 if octets else t)
+    each = t * 4 if octets else t
+    stride, apart, features = ceil_div(image.features, each), 0, image.features
+    if band is not None:
+        line = image.features // image.shape[0]
+        features, apart = band.lines * line, band.step * line // each
+    rows = ceil_div(features, each)
     lines = rows * (4 if octets else 1)
-    grid = Grid(samples, image.features, t)
+    grid = Grid(samples, features, t)
     buffer = Buffer(node.name, "inbox", samples // t * lines * t, t)
     loads = selector.out.loads
     if buffer.size > selector.keep.few_rows:
@@ -111,6 +149,8 @@ def load_image(selector: Selector, node: Node, image: Image) -> Stored:
                 group_stride=1,
                 row_stride=t,
                 octets=octets,
+                core_stride=apart,
+                stride=stride,
             )
         )
     buffer.loads = loads[first:] if buffer.outside else []
@@ -159,6 +199,7 @@ def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
     (x,) = node.inputs
     image, t = selector.images[x], selector.t
     h, w = node.attrs["windows"]
+    h = replace(h, out=h.out // node.attrs["cores"])
     grid = selector.keep.grid(node)
     output = Map(h.out, w.out, grid.m // (h.out * w.out))
     _, columns, channels = image.shape

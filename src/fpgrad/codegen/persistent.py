@@ -37,6 +37,7 @@ class Persistent:
         outside: names of the states that live in external memory.
         shares: micro-batches of metrics' states, by name; inside: where the rows of each lie in those of the whole.
         parts: of the states that every core has another part of.
+        cores: for each core a number that it has as 1, and all others as 0.
     """
 
     side: int
@@ -50,6 +51,7 @@ class Persistent:
     inside: dict[Buffer, tuple[Buffer, int]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     parts: dict[str, Parts] = field(default_factory=dict)
+    cores: dict[int, Stored] = field(default_factory=dict)
     state_tiles: dict[str, Quantised] = field(default_factory=dict)
     constants: dict[tuple[bytes, tuple[int, int], bool], Stored] = field(default_factory=dict)
     constant_rows: dict[Buffer, NDArray[np.float64]] = field(default_factory=dict)
@@ -164,6 +166,13 @@ class Persistent:
                 buffer, grid, grid.columns == 1 and grid.rows > 1
             )
         return self.state_tiles[node.name]
+
+    def core(self, number: int) -> Stored:
+        """The place of what is 1 on a core, and 0 on the others."""
+        if number not in self.cores:
+            buffer = Buffer(f"core {number}", "vector", 1, persistent=True)
+            self.cores[number] = Stored(buffer, Grid(1, 1, self.side), "splat")
+        return self.cores[number]
 
     def constant(self, node: Node, by_rows: bool = False) -> Stored:
         """The place of a constant; ``by_rows`` spreads a (1, C) constant to C rows of equal lanes."""

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fpgrad.codegen import moves, pooling, reduction
+from fpgrad.codegen import bands, moves, pooling, reduction
 from fpgrad.codegen.batches import Share, shares
 from fpgrad.codegen.convolution import conv_passes, conv_weight, long_product
 from fpgrad.codegen.exchange import all_sum
 from fpgrad.codegen.fold import Folding
 from fpgrad.codegen.geometry import banded
 from fpgrad.codegen.inputs import (
+    Band,
     Image,
     flatten,
     gather,
     image_of,
+    lines_of,
     load_columns,
     load_image,
     unfold,
@@ -43,8 +45,11 @@ from fpgrad.codegen.steps import (
 )
 from fpgrad.codegen.storage import Grid, Quantised, Stored, Walk
 from fpgrad.errors import GraphError
-from fpgrad.graph import ALL_SUM, Function, Node
+from fpgrad.graph import ALL_SUM, PICK, SPREAD, STACK, Function, Node
 from fpgrad.isa.instructions import Source
+
+#: Ops between cores that share maps.
+BANDS = {SPREAD: bands.spread, PICK: bands.pick, STACK: bands.stack}
 
 #: Ops whose results are 0 or 1.
 BITS = ("gt", "ge", "eq")
@@ -62,6 +67,7 @@ class Selector:
         self.stored: dict[Node, Stored] = {}
         self.quantised: dict[Node, Quantised] = {}
         self.images: dict[Node, Image] = {}
+        self.bands: dict[Node, Band] = {}
         self.sliced: dict[tuple[Buffer, bool], list[Part]] = {}
         self.seeds: dict[Node, Buffer] = {}
         self.sent: dict[str, Stored] = {}
@@ -105,11 +111,13 @@ class Selector:
         for node in self.fold.nodes:
             if node.op == "unfold":
                 (x,) = node.inputs
-                image = image_of(node)
+                image = image_of(node, self.t)
                 self.images[x] = image.around(self.images.get(x, image))
+                if node.attrs["cores"] > 1:
+                    self.bands[x] = lines_of(node, image)
         for node in batch:
             if node in self.images:
-                self.stored[node] = load_image(self, node, self.images[node])
+                self.stored[node] = load_image(self, node, self.images[node], self.bands.get(node))
                 continue
             grid = self.keep.grid(node)
             buffer = Buffer(node.name, "inbox", grid.m * t * grid.j, t)
@@ -349,6 +357,8 @@ class Selector:
             reduction.emit(self, node, self.fold.matches[node])
         elif node.op == ALL_SUM:
             all_sum(self, node)
+        elif node.op in BANDS:
+            BANDS[node.op](self, node)
         elif node.op == "concat":
             moves.concat(self, node)
         elif node.op == "slice":

@@ -62,7 +62,9 @@ def useful_macs(program: Program, entry: str) -> int:
     def copies(note: Note) -> int:
         # The sum for a bias has the bias's name.
         state = states.get(note.text.split(":")[0])
-        alike = layers.get(note.layer) == "whole" or (state is not None and state["split"] is None)
+        how = layers.get(note.layer)
+        whole = state is not None and state["split"] is None
+        alike = how == "whole" or (whole and how != "positions")
         return 1 if layers and alike else cores
 
     return sum(copies(note) * note.useful_macs for note in notes)
@@ -182,6 +184,7 @@ def shared_layers(program: Program) -> list[str]:
     """A sentence about how cores share the layers of a network, where they compute the same samples."""
     layers = program.meta["layers"]
     kinds = {
+        "positions": "by rows of their maps",
         "outputs": "by output channels",
         "inputs": "by input channels",
         "groups": "by groups of channels",

@@ -4,6 +4,7 @@
 """
 
 from fpgrad.graph import builder
+from fpgrad.graph.bands import PICK, SPREAD, STACK
 from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.evaluate import evaluate, evaluate_cores, evaluate_node
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Function, Node, Shape, topological
@@ -19,6 +20,9 @@ __all__ = [
     "INPUT_KINDS",
     "JOIN",
     "OPS",
+    "PICK",
+    "SPREAD",
+    "STACK",
     "STAGES",
     "STATE_ROLES",
     "TAKE",

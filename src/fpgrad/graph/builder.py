@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.bands import PICK, SPREAD, STACK
 from fpgrad.graph.batches import JOIN, TAKE
 from fpgrad.graph.maps import tap_counts
 from fpgrad.graph.node import INPUT_KINDS, STATE_ROLES, Node, Shape
@@ -150,6 +151,21 @@ def quantise(x: Operand, name: str = "") -> Node:
 def all_sum(x: Operand, name: str = "") -> Node:
     """The sum of x over all cores of the machine."""
     return make(ALL_SUM, (x,), name)
+
+
+def spread(x: Operand, places: tuple[int, int], rows: tuple[int, int], name: str = "") -> Node:
+    """Some rows of x in a core's own place among those of the cores `places`, zeros in the others."""
+    return make(SPREAD, (x,), name, places=places, rows=rows)
+
+
+def pick(x: Operand, places: tuple[int, int], shift: int, name: str = "") -> Node:
+    """Of the places of cores in x that of the core `shift` further; zeros where there is none."""
+    return make(PICK, (x,), name, places=places, shift=shift)
+
+
+def stack(parts: Sequence[Operand], name: str = "") -> Node:
+    """The rows of all parts, one after the other."""
+    return make(STACK, parts, name)
 
 
 def add(a: Operand, b: Operand, name: str = "") -> Node:
@@ -305,9 +321,10 @@ def conv_weight(x: Operand, dy: Operand, windows: Windows, groups: int = 1, name
     return make("conv_weight", (x, dy), name, windows=windows, groups=groups)
 
 
-def unfold(x: Operand, windows: Windows, channels: int, name: str = "") -> Node:
-    """The windows of a batch input (N, H*W*C) in HWC order, as a map (Pout*N, taps*C)."""
-    return make("unfold", (x,), name, windows=windows, channels=channels)
+def unfold(x: Operand, windows: Windows, channels: int, name: str = "", *, cores: int = 1) -> Node:
+    """The windows of a batch input (N, H*W*C) in HWC order, as a map (Pout*N, taps*C), or of `cores` each one's band of
+    its rows."""
+    return make("unfold", (x,), name, windows=windows, channels=channels, cores=cores)
 
 
 def pool(x: Operand, windows: Windows, kind: str, name: str = "") -> Node:

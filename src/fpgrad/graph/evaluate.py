@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from fpgrad.errors import GraphError
 from fpgrad.graph.node import Function, Node
 from fpgrad.graph.ops import ALL_SUM, OPS, Array
+from fpgrad.graph.record import CORE
 
 
 def evaluate(
@@ -43,7 +44,10 @@ def evaluate_cores(
     for node in function.nodes():
         if node in cores[0]:
             continue
-        results = [evaluate_node(node, [values[x] for x in node.inputs]) for values in cores]
+        results = [
+            evaluate_node(node, [values[x] for x in node.inputs], core)
+            for core, values in enumerate(cores)
+        ]
         if node.op == ALL_SUM:
             results = [np.sum(results, axis=0)] * len(cores)
         for values, result in zip(cores, results, strict=True):
@@ -59,13 +63,13 @@ def _results(
     return {name: values[node] for name, node in function.outputs}, new_states
 
 
-def evaluate_node(node: Node, operands: list[Array]) -> Array:
-    """The float64 value of one node from those of its operands."""
+def evaluate_node(node: Node, operands: list[Array], core: int = 0) -> Array:
+    """The float64 value of one node from those of its operands, on one of the cores."""
     if node.op == "const":
         return node.value
     if node.is_leaf:
         raise GraphError(f"{node.op} {node.name!r} is used but not declared in the function")
-    return np.asarray(OPS[node.op].evaluate(operands, node.attrs))
+    return np.asarray(OPS[node.op].evaluate(operands, {**node.attrs, CORE: core}))
 
 
 def _bind(

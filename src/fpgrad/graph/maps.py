@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fpgrad.errors import GraphError
 from fpgrad.graph.node import Shape
-from fpgrad.graph.record import Array, Attrs, OpRecord
+from fpgrad.graph.record import CORE, Array, Attrs, OpRecord
 from fpgrad.graph.window import Window, Windows, positions, taps
 
 POOL_KINDS = ("sum", "max")
@@ -125,7 +125,9 @@ def _unfold_shape(shapes: Sequence[Shape], attrs: Attrs) -> Shape:
             f"samples of {size} positions and {channels} channels have {size * channels} columns,"
             f" not {cols}"
         )
-    return out * rows, taps(windows) * channels
+    if windows[0].out % attrs["cores"]:
+        raise GraphError(f"{windows[0].out} rows of windows are no {attrs['cores']} equal bands")
+    return out * rows // attrs["cores"], taps(windows) * channels
 
 
 def _pool_shape(shapes: Sequence[Shape], attrs: Attrs) -> Shape:
@@ -195,7 +197,8 @@ def _unfold(operands: Sequence[Array], attrs: Attrs) -> Array:
     y = np.zeros((out, samples, taps(windows), channels))
     for tap, (outputs, sources) in enumerate(tap_positions(windows)):
         y[outputs, :, tap] = x[sources]
-    return y.reshape(out * samples, -1)
+    bands = np.split(y.reshape(out * samples, -1), attrs["cores"])
+    return bands[attrs.get(CORE, 0) % attrs["cores"]]
 
 
 def _pool(operands: Sequence[Array], attrs: Attrs) -> Array:
@@ -259,8 +262,11 @@ MAP_RECORDS = (
         machine=True,
         product=True,
     ),
-    # Of a batch input (N, H*W*C): each output position's window, columns (t*C + c), 0 in padding.
-    OpRecord("unfold", 1, _unfold_shape, _unfold, attrs=("windows", "channels"), machine=True),
+    # Of a batch input (N, H*W*C): each output position's window, columns (t*C + c), 0 in padding. With cores: of these
+    # rows each core has a band.
+    OpRecord(
+        "unfold", 1, _unfold_shape, _unfold, attrs=("windows", "channels", "cores"), machine=True
+    ),
     # Over the taps that are not padding; 0 where all are.
     OpRecord("pool", 1, _pool_shape, _pool, attrs=("windows", "kind"), machine=True),
     # Operands x, its pooled maximum y and dy: dX[p] = sum of dY[q] over the (q, t) that read p and

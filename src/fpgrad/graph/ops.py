@@ -3,7 +3,7 @@
 The evaluation here is the definition that gradients, decompositions and (within their formats'
 error) the compiled programs are checked against. `machine` marks the ops code generation accepts;
 the others are rewritten into those by `fpgrad.transform.decompose`. The records of the ops on feature
-maps are in `maps`, those on micro-batches in `batches`.
+maps are in `maps`, those on micro-batches in `batches`, those between cores in `bands`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fpgrad.errors import GraphError
+from fpgrad.graph.bands import BAND_RECORDS
 from fpgrad.graph.batches import BATCH_RECORDS
 from fpgrad.graph.maps import MAP_RECORDS
 from fpgrad.graph.node import Shape
@@ -27,7 +28,7 @@ LOG2_AT_ZERO = -127.0
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 ALL_SUM = "all_sum"
-"""The only op whose result depends on other cores than the one that computes it."""
+"""The only op whose result depends on other cores' numbers."""
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
@@ -380,7 +381,7 @@ _RECORDS = (
 )
 
 OPS: Mapping[str, OpRecord] = {
-    record.name: record for record in (*_RECORDS, *MAP_RECORDS, *BATCH_RECORDS)
+    record.name: record for record in (*_RECORDS, *MAP_RECORDS, *BATCH_RECORDS, *BAND_RECORDS)
 }
 """Every op by name. The leaves `input`, `state` and `const` are not ops: they compute nothing."""
 

@@ -14,6 +14,9 @@ from fpgrad.graph.node import Shape
 Array = NDArray[np.float64]
 Attrs = Mapping[str, Any]
 
+CORE = "core"
+"""The attribute that an op is evaluated with besides its own: the number of the core."""
+
 
 @dataclass(frozen=True)
 class OpRecord:

@@ -39,6 +39,10 @@ _PART = re.compile(r'part (?P<name>"(?:[^"\\]|\\.)*") (?P<parts>\{.*\})')
 _UPDATE = re.compile(r"update %(?P<state>\d+) = %(?P<id>\d+)")
 
 
+_PAIRS = ("shape", "places", "rows")
+"""Attributes that are two numbers."""
+
+
 def print_function(function: Function) -> str:
     """The text form, ending in a newline; equal functions print equal text."""
     numbers = {node: i for i, node in enumerate(function.nodes())}
@@ -138,6 +142,8 @@ def _print_attrs(node: Node) -> str:
         del attrs["blocks"]
     if node.op == "input" and not attrs.get("octets"):
         attrs.pop("octets", None)
+    if node.op == "unfold" and attrs.get("cores") == 1:
+        del attrs["cores"]
     return json.dumps(attrs)
 
 
@@ -152,9 +158,11 @@ def _parse_node(match: Mapping[str, Any], nodes: Mapping[int, Node]) -> Node:
         attrs.setdefault("blocks", 1)
     elif match["op"] == "input":
         attrs.setdefault("octets", False)
-    elif "shape" in attrs:
-        attrs["shape"] = tuple(attrs["shape"])
-    elif "windows" in attrs:
+    else:
+        attrs |= {key: tuple(attrs[key]) for key in _PAIRS if key in attrs}
+    if "windows" in attrs:
         attrs["windows"] = tuple(map(Window.parse, attrs["windows"]))
+    if match["op"] == "unfold":
+        attrs.setdefault("cores", 1)
     ids = [int(x.strip()[1:]) for x in match["inputs"].split(",")] if match["inputs"] else []
     return Node(match["op"], tuple(nodes[i] for i in ids), attrs, shape, json.loads(match["name"]))

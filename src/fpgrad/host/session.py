@@ -104,6 +104,8 @@ class Session:
         for base, values in self.meta["constants"]:
             rows = np.asarray(values, np.float32)
             image[base : base + len(rows)] = rows
+        for core, base in self.meta["cores"]:
+            image[base + core * self.meta["own"][1]] = 1.0
         self._send_image(image)
 
     # Memory -------------------------------------------------------------------------------------

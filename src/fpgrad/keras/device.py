@@ -233,28 +233,41 @@ class Device:
         return self._lowered(rows, training), steps
 
     def _together(self, batch_size: int, training: bool) -> tuple[Lowered, Steps] | None:
-        """The model for all samples, its channels divided among the cores; None where samples are better divided.
+        """The model for all samples, its layers divided among the cores; None where samples are better divided.
 
-        With fewer tiles of samples than cores, some of these would have nothing but padding.
+        With fewer tiles of samples than cores, some of these would have nothing but padding. With more, layers without
+        maps may still be better divided, as their optimizer then is too; it takes memory for all samples on each core.
         """
         rows = self._share(batch_size, training, 1)
         tiles = -(-rows // self._side)
-        if tiles >= self._cores or self._scheduler.wanted == "samples":
+        if self._cores == 1 or self._scheduler.wanted == "samples":
+            return None
+        has_maps = self.description(training=training).has_maps
+        if tiles >= self._cores and (has_maps or self._scheduler.limited):
             return None
         if (training, rows) not in self._split:
             lowered = self._lowered(rows, training)
-            steps = split_steps(lowered, self._cores, self._side)
-            better = steps is not None and (
-                tiles == 1 or work(steps, self._side) < self._work_apart(batch_size, training)
-            )
-            found = (lowered, steps) if steps is not None and better else None
-            self._split[training, rows] = found
+            self._split[training, rows] = None
+            for by_rows in (True, False)[: 1 + has_maps]:
+                steps = split_steps(lowered, self._cores, self._side, by_rows=by_rows)
+                if steps is None or (tiles > 1 and not self._shorter(steps, batch_size, training)):
+                    break
+                # Maps that are put together may find no room.
+                steps = self._scheduler.fitting(steps)
+                if steps is not None:
+                    self._split[training, rows] = lowered, steps
+                    break
         return self._split[training, rows]
 
-    def _work_apart(self, batch_size: int, training: bool) -> float:
-        """What samples take that are divided among the cores."""
-        lowered = self._lowered(self._share(batch_size, training, self._cores), training)
-        return work(build_steps(lowered, self._cores), self._side)
+    def _shorter(self, steps: Steps, batch_size: int, training: bool) -> bool:
+        """Whether these functions take fewer cycles than those for samples that are divided among the cores: counted
+        roughly and, for layers without maps, then exactly."""
+        rows = self._share(batch_size, training, self._cores)
+        apart = build_steps(self._lowered(rows, training), self._cores)
+        counted = work(steps, self._side, self._cores) < work(apart, self._side, self._cores)
+        if not counted or self.description(training=training).has_maps:
+            return counted
+        return self._scheduler.shorter(steps.functions, apart.functions)
 
     def _lowered(self, samples: int, training: bool) -> Lowered:
         return self._settled(lower(self.model, samples, training=training))

@@ -82,22 +82,27 @@ def build_steps(
     return replace(found, functions=functions)
 
 
-def split_steps(lowered: Lowered, cores: int, side: int) -> Steps | None:
-    """Returns the functions of ``lowered``, the model for the whole batch, with channels divided among cores.
+def split_steps(lowered: Lowered, cores: int, side: int, *, by_rows: bool = True) -> Steps | None:
+    """Returns the functions of ``lowered``, the model for the whole batch, with layers divided among cores.
 
-    ``side`` is that of the machine's tiles. None: nothing is gained by dividing any layer.
+    ``side`` is that of the machine's tiles, ``by_rows`` says whether maps may be divided by theirs. None: nothing is
+    gained by dividing any layer.
     """
     found = _functions(lowered)
-    functions = lower_split(found.functions, cores, side)
+    functions = lower_split(found.functions, cores, side, by_rows=by_rows)
     if functions is None:
         return None
-    kept = Recomputation((), "cores share the layers' channels")
+    kept = Recomputation((), "cores share the layers")
     return replace(found, functions=functions, recomputation=kept)
 
 
-def work(steps: Steps, side: int) -> float:
-    """Returns roughly how many cycles the longest of the functions takes a core, for comparisons."""
-    return cost(steps.functions.get("train", steps.functions["predict"]), side)
+def work(steps: Steps, side: int, cores: int) -> float:
+    """Returns roughly how many cycles the longest of the functions takes, for comparisons: those of a core, and of the
+    port that brings the samples of all cores, a row a cycle."""
+    function = steps.functions.get("train", steps.functions["predict"])
+    inputs = [n for n in function.inputs if n.attrs["kind"] == "batch"]
+    rows = sum(n.shape[0] * -(-n.shape[1] // side) for n in inputs)
+    return cost(function, side) + cores * rows
 
 
 def _functions(lowered: Lowered) -> Steps:

@@ -7,9 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fpgrad.flow import recomputing
-from fpgrad.flow.schedules import Chosen, Wanted, check_wanted, choose
+from fpgrad.flow.schedules import (
+    Chosen,
+    Wanted,
+    attempt,
+    check_wanted,
+    choose,
+    compared,
+    may_wait,
+    step_of,
+)
 from fpgrad.frontend.lowered import Lowered
 from fpgrad.graph import Function
+from fpgrad.isa.program import Program
 from fpgrad.keras.functions import Steps, build_steps
 from fpgrad.transform import Recompute
 
@@ -41,6 +51,27 @@ class Scheduler:
     def __post_init__(self) -> None:
         check_wanted(self.wanted)
         recomputing.check_recompute(self.recompute)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the machine's memories are given, so that a program may have no room in them."""
+        return may_wait(self.config)
+
+    def fitting(self, steps: Steps) -> Steps | None:
+        """The steps, with their program if it took making one to see whether the machine has room; None: it has not."""
+        if not (self.limited and self.compiling):
+            return steps
+        program = attempt(steps.functions, self.config)
+        return replace(steps, program=program) if isinstance(program, Program) else None
+
+    def shorter(self, functions: Mapping[str, Function], others: Mapping[str, Function]) -> bool:
+        """Whether functions take fewer cycles than others by the cycle model; yes, if nothing may be compiled."""
+        if not self.compiling:
+            return True
+        program, other = (attempt(some, self.config) for some in (functions, others))
+        if not isinstance(program, Program):
+            return False
+        return compared(program, other, step_of(functions), "")[1]
 
     @property
     def whole_tiles(self) -> bool:

@@ -2,7 +2,7 @@
 
 What counts is a core's work and what it sends: tile products at a row a cycle; the rows that elementwise
 ops and reductions go through, two ops in a pass; two cycles for each row that is summed over the cores,
-and what the way there and back takes. The units work at the same time, the sums of the forward pass have
+and what the way there and back takes; of bands of maps, a cycle for each row that is copied. The units work at the same time, the sums of the forward pass have
 to be waited for: as an estimate, all of it is added up.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from fpgrad.graph import ALL_SUM, OPS, Function, Node
+from fpgrad.graph import ALL_SUM, OPS, PICK, SPREAD, STACK, Function, Node
 from fpgrad.graph.maps import tap_positions
 from fpgrad.transform.layouts import CannotSplitError, Layout, even
 from fpgrad.transform.split import SplitChannels, found_layouts
@@ -28,49 +28,81 @@ LATENCY = 100
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to divide a network. states: the layouts of its states, by name; those left out are whole."""
+    """A way to divide a network.
+
+    states: the layouts of its states, by name; those left out are whole.
+    lines: maps are divided by their rows as long as they have so many; None: none is.
+    """
 
     states: Mapping[str, Layout]
     cost: float
+    lines: int | None = None
+
+    def passed(self, cores: int) -> SplitChannels:
+        """The pass that divides so."""
+        return SplitChannels(self.states, cores, self.lines)
 
 
 def choose(
-    functions: Mapping[str, Function], forward: str, judged: str, cores: int, side: int
+    functions: Mapping[str, Function],
+    forward: str,
+    judged: str,
+    cores: int,
+    side: int,
+    *,
+    by_rows: bool = True,
 ) -> Choice | None:
     """The best division found of the functions of a session (stage machine, for the whole batch).
 
-    Kernels are tried one by one in the order of the forward pass, whether dividing their outputs makes
-    the step shorter; once from the first on, once from the second, since what the first one's outputs
-    feed cannot have its own outputs divided.
+    Maps are divided by rows from the model's input on, down to each of the heights that there are, or not
+    at all. The kernels of what is not divided so are tried one by one in the order of the forward pass,
+    whether dividing their outputs makes the step shorter; once from the first on, once from the second,
+    since what the first one's outputs feed cannot have its own outputs divided.
 
-    forward: the function that has all parameters. judged: the one whose cycles count.
+    forward: the function that has all parameters. judged: the one whose cycles count. by_rows: whether maps
+    may be divided by their rows.
     Returns None when nothing is gained.
     """
     candidates = kernels(functions[forward], cores)
     names = list(candidates)
     best = whole = Choice({}, cost(functions[judged], side))
 
-    def tried(chosen: Collection[str], entries: Collection[str]) -> Choice | None:
+    def tried(
+        chosen: Collection[str], lines: int | None, entries: Collection[str]
+    ) -> Choice | None:
+        layouts = {name: candidates[name] for name in chosen}
         try:
-            states = found_layouts(
-                functions[forward], {name: candidates[name] for name in chosen}, cores
-            )
-            divided = {k: SplitChannels(states, cores).run(functions[k]) for k in entries}
+            states = found_layouts(functions[forward], layouts, cores, lines)
+            divided = {k: SplitChannels(states, cores, lines).run(functions[k]) for k in entries}
         except CannotSplitError:
             return None
-        return Choice(states, cost(divided[judged], side))
+        return Choice(states, cost(divided[judged], side), lines)
 
-    for start in range(min(2, len(names))):
-        chosen: list[str] = []
-        now = whole
-        for name in names[start:] + names[:start]:
-            found = tried([*chosen, name], [judged])
-            if found is not None and found.cost < now.cost:
-                chosen.append(name)
-                now = found
-        if now.cost < best.cost and tried(chosen, functions) is not None:
-            best = now
+    possible = heights(functions[forward], cores) if by_rows else []
+    for lines in (None, *possible):
+        first = whole if lines is None else tried([], lines, [judged])
+        if first is None:
+            continue
+        for start in range(max(1, min(2, len(names)))):
+            chosen: list[str] = []
+            now = first
+            for name in names[start:] + names[:start]:
+                found = tried([*chosen, name], lines, [judged])
+                if found is not None and found.cost < now.cost:
+                    chosen.append(name)
+                    now = found
+            if now.cost < best.cost and tried(chosen, lines, functions) is not None:
+                best = now
     return best if best is not whole else None
+
+
+def heights(function: Function, cores: int) -> list[int]:
+    """The heights of maps that are made of the input by windows and can be divided, the largest first."""
+    if not any(node.op == "unfold" for node in function.nodes()):
+        return []
+    windows = (node.attrs["windows"][0] for node in function.nodes() if "windows" in node.attrs)
+    found = {height.out for height in windows if height.out % cores == 0}
+    return sorted(found, reverse=True)
 
 
 def kernels(function: Function, cores: int) -> dict[str, Layout]:
@@ -115,7 +147,10 @@ def cycles(node: Node, side: int) -> float:
         return LATENCY + ROW_CYCLES * _rows(node, side)
     if OPS[node.op].product:
         return side * _products(node, side)
-    return max(_rows(x, side) for x in (node, *node.inputs)) / OPS_A_PASS
+    rows = max(_rows(x, side) for x in (node, *node.inputs))
+    if node.op == PICK:  # products, and their sums
+        return 2 * rows
+    return rows if node.op in (SPREAD, STACK) else rows / OPS_A_PASS
 
 
 def _products(node: Node, side: int) -> float:

@@ -86,6 +86,16 @@ class Layout:
 WHOLE = Layout()
 
 
+@dataclass(frozen=True)
+class Value:
+    """A core's part of a tensor. loose: the leaves that it is computed from element by element, where
+    nothing has been asked of it that says how it is divided; until then it is whole."""
+
+    node: Node
+    layout: Layout = WHOLE
+    loose: frozenset[Node] = frozenset()
+
+
 def even(size: int, cores: int) -> Pattern:
     """Equal parts, the first for core 0."""
     each, rest = divmod(size, cores)

@@ -15,7 +15,6 @@ from fpgrad.transform.products import QuantiseOperands, RowSumsOnArray
 from fpgrad.transform.recompute import Recompute
 from fpgrad.transform.rewrite import Pass
 from fpgrad.transform.simplify import Simplify
-from fpgrad.transform.split import SplitChannels
 
 FORWARD: tuple[Pass, ...] = (MaxPoolBeforeRelu(),)
 """On the forward function, before its mode is resolved and it is differentiated."""
@@ -89,17 +88,20 @@ def lower_split(
     side: int,
     forward: str = "predict",
     judged: str = "train",
+    *,
+    by_rows: bool = True,
 ) -> dict[str, Function] | None:
-    """Functions of stage `training` for the whole batch to stage `quantised`, channels divided among cores.
+    """Functions of stage `training` for the whole batch to stage `quantised`, layers divided among cores.
 
     cores, side: of the machine and its tiles. forward: the function that has all parameters and moving
-    statistics. judged: the one that is to be fast, else the forward function. Returns None when nothing is
-    gained by dividing.
+    statistics. judged: the one that is to be fast, else the forward function. by_rows: whether maps may be
+    divided by their rows. Returns None when nothing is gained by dividing.
     """
     *before, last = LOWERING
     ready = {name: run_pipeline(before, function) for name, function in functions.items()}
-    choice = choose(ready, forward, judged if judged in ready else forward, cores, side)
+    judged = judged if judged in ready else forward
+    choice = choose(ready, forward, judged, cores, side, by_rows=by_rows)
     if choice is None:
         return None
-    passes = (SplitChannels(choice.states, cores), last)
+    passes = (choice.passed(cores), last)
     return {name: run_pipeline(passes, f) for name, f in ready.items()}

@@ -1,4 +1,4 @@
-"""A step whose channels are divided among cores, each of which has all samples of the batch.
+"""A step whose channels or positions are divided among cores, each of which has all samples of the batch.
 
 The counterpart of `fpgrad.transform.cores` for batches of few samples. A kernel that is divided by its
 columns makes a part of its layer's output channels on each core; what follows channel by channel
@@ -8,39 +8,37 @@ the same on all of them. Gradients go the same ways back. It is tensor paralleli
 (Shoeybi et al., arXiv:1909.08053), done on the differentiated graph, where no op needs a rule for its
 gradient.
 
-The pass is told which kernels are divided by outputs. All else follows, and what does not fit together is
+Maps of few channels are divided by their rows instead: each core has a band of them, the kernels are whole,
+and their gradients are sums over the bands, see `fpgrad.transform.bands`. A band that is flattened is a part
+of a vector's columns, so that the kernel behind is divided by its rows; where bands cannot go on, they are
+put together.
+
+The pass is told which kernels are divided by outputs, and which maps by rows. All else follows, and what does not fit together is
 refused: then another set must be chosen, see `fpgrad.transform.choice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from fpgrad.graph import OPS, Function, Node, Parts, describe
 from fpgrad.graph import builder as g
-from fpgrad.graph.window import taps
-from fpgrad.transform.layouts import (
-    WHOLE,
-    CannotSplitError,
-    Layout,
-    channels_of,
-    flat,
-    same,
-    side_by_side,
-    whole_groups,
-    window,
+from fpgrad.graph.window import Window, all_positions, transposed
+from fpgrad.transform.bands import (
+    Band,
+    band_of,
+    bands,
+    everywhere,
+    gathered,
+    halo,
+    own_band,
+    reads_all,
 )
-
-
-@dataclass(frozen=True)
-class Value:
-    """A core's part of a tensor. loose: the leaves that it is computed from element by element, where
-    nothing has been asked of it that says how it is divided; until then it is whole."""
-
-    node: Node
-    layout: Layout = WHOLE
-    loose: frozenset[Node] = frozenset()
+from fpgrad.transform.layouts import FEWEST, WHOLE, CannotSplitError, Layout, Value
+from fpgrad.transform.rules import RULES, summed
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,12 @@ class SplitChannels:
     """Divides tensors as the states' layouts say, and puts an all_sum behind each sum over channels.
 
     states: layouts by name; all others are whole, optimizer slots like their parameters.
+    lines: maps that are made of the model's input are divided by their rows, if they have so many; None: no map is.
     """
 
     states: Mapping[str, Layout]
     cores: int
+    lines: int | None = None
     name: str = field(default="split-channels", init=False)
     stages: tuple[str, str] = field(default=("machine", "machine"), init=False)
 
@@ -63,18 +63,18 @@ class SplitChannels:
         """
         names = {state.name for state in function.states}
         known = {name: self.states.get(_parameter(name), WHOLE) for name in names}
-        return Splitter(function, known, self.cores).run()
+        return Splitter(function, known, self.cores, self.lines).run()
 
 
 def found_layouts(
-    function: Function, chosen: Mapping[str, Layout], cores: int
+    function: Function, chosen: Mapping[str, Layout], cores: int, lines: int | None = None
 ) -> dict[str, Layout]:
-    """The layouts of a function's states that follow from those of some.
+    """The layouts of a function's states that follow from those of some, and from dividing maps by rows.
 
     Raises:
         CannotSplitError: they lead to a contradiction.
     """
-    splitter = Splitter(function, chosen, cores)
+    splitter = Splitter(function, chosen, cores, lines)
     splitter.run()
     return {leaf.name: layout for leaf, layout in splitter.leaves.items() if leaf.op == "state"}
 
@@ -91,11 +91,19 @@ class Splitter:
     tensor they meet. leaves: the layouts found.
     """
 
-    def __init__(self, function: Function, states: Mapping[str, Layout], cores: int) -> None:
-        self.function, self.cores = function, cores
+    def __init__(
+        self,
+        function: Function,
+        states: Mapping[str, Layout],
+        cores: int,
+        lines: int | None = None,
+    ) -> None:
+        self.function, self.cores, self.lines = function, cores, lines
         self.leaves = {s: states[s.name] for s in function.states if s.name in states}
         self.values: dict[Node, Value] = {}
         self.seeds: dict[Node, Parts | None] = {}
+        self.uses = Counter(x for node in function.nodes() for x in node.inputs)
+        self.moved: dict[tuple[object, ...], Node] = {}  # halos, and bands that were put together
 
     def run(self) -> Function:
         """The function of one core's parts."""
@@ -105,7 +113,7 @@ class Splitter:
             self.agree(state, value)
         outputs: list[tuple[str, Node]] = []
         for name, node in self.function.outputs:
-            value = self.settled(node)
+            value = self.whole_rows(node)
             if not value.layout.is_whole:
                 raise CannotSplitError(f"output {name!r} is divided")
             outputs.append((name, value.node))
@@ -150,7 +158,10 @@ class Splitter:
 
     def agree(self, state: Node, value: Node) -> None:
         """A state and its new value are divided alike."""
-        if self.settled(value, self.value(state).layout).layout != self.settled(state).layout:
+        found = self.settled(value, self.value(state).layout)
+        if self.in_bands(found) and self.settled(state).layout.is_whole:
+            self.values[value] = found = self.whole_rows(value)
+        if found.layout != self.settled(state).layout:
             raise CannotSplitError(f"{describe(state)} and its new value are divided differently")
 
     def computed(self, node: Node) -> Value:
@@ -162,9 +173,8 @@ class Splitter:
         if node.op in OPS and OPS[node.op].elementwise:
             return self.elementwise(node)
         if node.op == "pool":
-            x = self.value(node.inputs[0])
-            return Value(g.make("pool", (x.node,), **node.attrs), x.layout, x.loose)
-        rule = _RULES.get(node.op)
+            return self.pool(node)
+        rule = RULES.get(node.op)
         if rule is None:
             raise CannotSplitError(f"{describe(node)} has no rule")
         return rule(self, node)
@@ -190,6 +200,7 @@ class Splitter:
 
     def elementwise(self, node: Node) -> Value:
         """Operands are divided alike; loose ones follow the others, and constants are cut."""
+        self.put_together(node)
         fixed = [
             (x, v) for x in node.inputs for v in [self.value(x)] if not v.loose and x.op != "const"
         ]
@@ -203,156 +214,108 @@ class Splitter:
             value = self.value(x)
             known = all(told[axis] or x.shape[axis] == 1 for axis in (0, 1))
             if value.loose and (known or not layout.is_whole):
-                value = self.settled(x, layout.along(x.shape))
-            if x.op == "const":
+                value = self.settled(x, self.followed(x, layout))
+            if rows is not None and self.lines is not None and x.shape[0] > 1:
+                value = self.own_rows(x)
+            elif x.op == "const":
                 value = Value(layout.cut(x), layout.along(x.shape))
-            elif value.layout != layout.along(x.shape):
+            if value.layout != layout.along(x.shape):
                 raise CannotSplitError(f"operands of {describe(node)} are divided differently")
             values.append(value)
         loose = frozenset[Node]().union(*(v.loose for v in values))
         return Value(g.make(node.op, [v.node for v in values], **node.attrs), layout, loose)
 
+    # Bands of maps ------------------------------------------------------------------------------
 
-# Rules, one for each op: a core's part of the node.
+    def divides(self, lines: int) -> bool:
+        """Whether a map of so many rows is to be divided by them."""
+        return self.lines is not None and lines >= self.lines and lines % self.cores == 0
 
+    def in_bands(self, value: Value) -> bool:
+        """Whether a core has some rows of a tensor, and maps can be divided by theirs."""
+        return self.lines is not None and value.layout.rows is not None
 
-def _summed(node: Node) -> Value:
-    return Value(g.all_sum(node))
+    def band(self, window: Window) -> Band | None:
+        """How the cores do what a window says with their bands, if they can and should."""
+        found = band_of(window, self.cores)
+        return found if found and self.divides(min(window.size, window.out)) else None
 
+    def rows_of(self, node: Node) -> Layout:
+        """The layout of a tensor whose rows are in bands."""
+        return Layout(bands(node.shape[0], self.cores))
 
-def _matmul(s: Splitter, node: Node) -> Value:
-    a, b = node.inputs
-    ta, tb = bool(node.attrs["ta"]), bool(node.attrs["tb"])
-    x = s.settled(a)
-    left = x.layout.turned() if ta else x.layout
-    inner = left.columns
-    if b.op == "const" and inner is not None:
-        raise CannotSplitError(f"{describe(node)} has a constant kernel")
-    wanted = Layout(columns=inner) if tb else Layout(rows=inner)
-    w = s.settled(b, wanted)
-    right = w.layout.turned() if tb else w.layout
-    if left.blocks > 1 or right.blocks > 1:
-        raise CannotSplitError(f"{describe(node)} has an operand of several blocks")
-    made = g.make("matmul", (x.node, w.node), **node.attrs) if inner == right.rows else None
-    return _product(node, made, inner, (left.rows, right.columns))
+    def whole_rows(self, node: Node) -> Value:
+        """A tensor, put together if its rows are in bands."""
+        value = self.settled(node)
+        if node.op == "flatten" and self.in_bands(self.value(node.inputs[0])):
+            flat = g.flatten(self.whole_rows(node.inputs[0]).node, node.attrs["positions"])
+            return Value(flat)
+        if not self.in_bands(value):
+            return value
+        key = value.node, "whole"
+        if key not in self.moved:
+            self.moved[key] = gathered(value.node, self.cores)
+        return Value(self.moved[key], replace(value.layout, rows=None))
 
+    def put_together(self, node: Node) -> None:
+        """Let bands that were flattened be whole where they meet a tensor that is, such as a target."""
+        found = [(x, self.value(x)) for x in node.inputs if x.shape[1] > 1 and x.op != "const"]
+        whole = any(v.layout.columns is None and not v.loose for _, v in found)
+        if self.lines is not None and whole:
+            for x, value in found:
+                if value.layout.columns is not None:
+                    self.values[x] = self.whole_rows(x)
 
-def _product(node: Node, made: Node | None, inner: object, outer: tuple) -> Value:
-    """Of a product: what it sums over is divided alike in both operands, or one of what is left."""
-    rows, columns = outer
-    if made is None or (inner is not None) + (rows is not None) + (columns is not None) > 1:
-        raise CannotSplitError(f"operands of {describe(node)} are divided differently")
-    return _summed(made) if inner is not None else Value(made, Layout(rows, columns))
+    def followed(self, node: Node, layout: Layout) -> Layout:
+        """What loose leaves behind a node become where it meets a tensor of this layout."""
+        found = layout.along(node.shape)
+        if self.lines is None or all(x.shape[0] == node.shape[0] for x in self.value(node).loose):
+            return found
+        return Layout(columns=found.columns)  # each position has the same numbers
 
+    def own_rows(self, node: Node) -> Value:
+        """A core's band of a tensor's rows."""
+        value = self.settled(node, self.rows_of(node)) if node.op == "uniform" else self.value(node)
+        if value.layout.rows is not None:
+            return value
+        layout = replace(value.layout, rows=self.rows_of(node).rows)
+        if node.shape[0] % self.cores or node.shape[0] < FEWEST * self.cores:
+            raise CannotSplitError(f"the rows of {describe(node)} are not {self.cores} equal bands")
+        if node.op == "const":
+            with suppress(CannotSplitError):
+                return Value(layout.cut(node), layout)
+        key = value.node, "own"
+        if key not in self.moved:
+            self.moved[key] = self._own(node, value)
+        return Value(self.moved[key], layout)
 
-def _conv(s: Splitter, node: Node) -> Value:
-    a, b = node.inputs
-    windows, groups = node.attrs["windows"], node.attrs["groups"]
-    turned = node.attrs["transposed_weights"]
-    x = s.settled(a)
-    inner = x.layout.columns
-    outputs, count = None, groups
-    if groups > 1 and inner is not None:
-        outputs, count = whole_groups(inner, a.shape[1] // groups, node.shape[1] // groups)
-    first, second = (outputs, inner) if turned else (inner, outputs)
-    blocks = taps(windows) if first is not None else 1
-    w = s.settled(b, Layout(first, second, blocks))
-    rows, columns = w.layout.rows, w.layout.columns
-    made_in, made_out = (columns, rows) if turned else (rows, columns)
-    if groups > 1:
-        if (made_in, made_out) != (inner, outputs):
-            raise CannotSplitError(f"operands of {describe(node)} are divided differently")
-        return Value(g.conv(x.node, w.node, windows, turned, count), Layout(columns=outputs))
-    made = g.conv(x.node, w.node, windows, turned) if made_in == inner else None
-    return _product(node, made, inner, (None, made_out))
+    def _own(self, node: Node, value: Value) -> Node:
+        """Numbers that are the same at each position are spread over fewer of them; others are picked."""
+        count = everywhere(node)
+        if count is not None and count % self.cores == 0:
+            windows = transposed(all_positions(count // self.cores))
+            return g.pool(self.settled(node.inputs[0]).node, windows, "sum")
+        return own_band(value.node, self.cores)
 
+    def with_halo(self, node: Node, positions: tuple[int, int], band: Band) -> Node:
+        """A core's band of a map of so many rows and columns, and of its halo what a window reads."""
+        own = self.own_rows(node).node
+        key = own, positions, band.before, band.after
+        if key not in self.moved:
+            self.moved[key] = halo(own, positions, band, self.cores)
+        return self.moved[key]
 
-def _conv_weight(s: Splitter, node: Node) -> Value:
-    a, b = node.inputs
-    groups, windows = node.attrs["groups"], node.attrs["windows"]
-    x, dy = s.settled(a), s.settled(b)
-    rows, columns = x.layout.columns, dy.layout.columns
-    blocks = taps(windows) if rows is not None else 1
-    count = groups
-    if groups > 1 and (rows is not None or columns is not None):
-        if rows is None or columns is None:
-            raise CannotSplitError(f"operands of {describe(node)} are divided differently")
-        outputs, count = whole_groups(rows, a.shape[1] // groups, b.shape[1] // groups)
-        if outputs != columns:
-            raise CannotSplitError(f"operands of {describe(node)} are divided differently")
-    elif rows is not None and columns is not None:
-        raise CannotSplitError(f"both operands of {describe(node)} are divided")
-    made = g.conv_weight(x.node, dy.node, windows, count)
-    return Value(made, Layout(rows, columns, blocks))
-
-
-def _reduce(s: Splitter, node: Node) -> Value:
-    x = s.settled(node.inputs[0])
-    axis = node.attrs["axis"]
-    made = g.make(node.op, (x.node,), axis=axis)
-    along, across = (
-        (x.layout.rows, x.layout.columns) if axis == 0 else (x.layout.columns, x.layout.rows)
-    )
-    if along is None:
-        kept = Layout(columns=across) if axis == 0 else Layout(across, None, x.layout.blocks)
-        return Value(made, kept)
-    if node.op != "reduce_sum" or across is not None:
-        raise CannotSplitError(f"{describe(node)} is taken over channels of different cores")
-    return _summed(made)
-
-
-def _flatten(s: Splitter, node: Node) -> Value:
-    x = s.settled(node.inputs[0])
-    count, columns = node.attrs["positions"], x.layout.columns
-    if columns is not None:
-        move = flat if node.op == "flatten" else channels_of
-        wide = node.inputs[0].shape[1] if node.op == "flatten" else node.shape[1]
-        columns = move(columns, count, wide)
-    return Value(g.make(node.op, (x.node,), positions=count), Layout(columns=columns))
-
-
-def _max_gradient(s: Splitter, node: Node) -> Value:
-    values = [s.settled(x) for x in node.inputs]
-    layout = same([v.layout for v in values], describe(node))
-    return Value(g.make(node.op, [v.node for v in values], **node.attrs), layout)
-
-
-def _unfold(s: Splitter, node: Node) -> Value:
-    x = s.settled(node.inputs[0])
-    return Value(g.make("unfold", (x.node,), **node.attrs))
-
-
-def _concat(s: Splitter, node: Node) -> Value:
-    values = [s.settled(x) for x in node.inputs]
-    made = g.make("concat", [v.node for v in values])
-    patterns = [v.layout.columns for v in values if v.layout.columns is not None]
-    if not patterns and all(v.layout.is_whole for v in values):
-        return Value(made)
-    if len(patterns) < len(values) or any(v.layout.rows is not None for v in values):
-        raise CannotSplitError(f"{describe(node)} joins divided tensors and whole ones")
-    return Value(made, Layout(columns=side_by_side(patterns, [x.shape[1] for x in node.inputs])))
-
-
-def _slice(s: Splitter, node: Node) -> Value:
-    x = s.settled(node.inputs[0])
-    start, stop = node.attrs["start"], node.attrs["stop"]
-    columns = x.layout.columns
-    if columns is not None:
-        columns, (start, stop) = window(columns, start, stop)
-    return Value(g.slice_cols(x.node, start, stop), replace(x.layout, columns=columns))
-
-
-_RULES: Mapping[str, Callable[[Splitter, Node], Value]] = {
-    "matmul": _matmul,
-    "conv": _conv,
-    "conv_weight": _conv_weight,
-    "reduce_sum": _reduce,
-    "reduce_max": _reduce,
-    "reduce_min": _reduce,
-    "flatten": _flatten,
-    "unflatten": _flatten,
-    "pool_max_grad": _max_gradient,
-    "unfold": _unfold,
-    "concat": _concat,
-    "slice": _slice,
-}
+    def pool(self, node: Node) -> Value:
+        """Channel by channel; of bands a sum over all positions is a part of one."""
+        (x,), (height, width), kind = node.inputs, node.attrs["windows"], node.attrs["kind"]
+        value = self.value(x)
+        if not self.in_bands(value):
+            return Value(g.make("pool", (value.node,), **node.attrs), value.layout, value.loose)
+        band = self.band(height)
+        if band is not None and (kind == "sum" or band.alone):
+            made = self.with_halo(x, (height.size, width.size), band)
+            return Value(g.pool(made, (band.window, width), kind), self.rows_of(node))
+        if kind == "sum" and reads_all((height, width)):
+            count = height.size * width.size // self.cores
+            return summed(g.pool(value.node, all_positions(count), kind))
+        return Value(g.pool(self.whole_rows(x).node, (height, width), kind))
