@@ -120,3 +120,41 @@ def test_numbers_of_the_cores():
     for core, base in program.meta["cores"]:
         for other in range(2):
             assert np.all((vector[other, base] != 0) == (core == other))
+
+
+def random_network(seed: int, cores: int) -> Function:
+    """Layers of all kinds on maps of any height that is a multiple of the cores, at first."""
+    rng = np.random.default_rng(seed)
+
+    def some(low: int, high: int) -> int:
+        return int(rng.integers(low, high))
+
+    net = Net(4, cores * some(1, 4), some(2, 8), some(1, 4)).folded(some(1, 6), some(0, 2) * 2 + 1)
+    layers = {
+        "convolution": lambda: net.conv(some(1, 7)),
+        "of one tap": lambda: net.conv(some(1, 7), 1),
+        "stride": lambda: net.conv(some(1, 6), stride=2),
+        "valid": lambda: net.conv(some(1, 6), same=False),
+        "norm": net.norm,
+        "maximum": lambda: net.pool("max"),
+        "average": lambda: net.pool("average", 3, 2, same=True),
+    }
+    for kind in rng.choice(list(layers), 3):
+        if min(net.h, net.w) > 3 or kind in ("convolution", "of one tap", "norm"):
+            layers[kind]()
+    net.relu()
+    return (net.flat() if some(0, 2) else net.global_pool("average")).vector(3).done()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks(seed: int):
+    cores = 2 + seed % 3
+    model = random_network(seed, cores)
+    alone, some = ({k: lower(f) for k, f in functions(model).items()}, divided(model, cores))
+    found = [
+        errors(alone, compile_functions(alone, fine(1)), 1),
+        errors(some, compile_functions(some, fine(cores)), cores),
+    ]
+    for state, (error, scale) in found[1].items():
+        assert error < 3 * found[0][state][0] + 0.003 * scale, state
+    agree(compile_functions(some, many(cores)))
