@@ -112,7 +112,7 @@ def test_conv_machines():
     record = conv_machines.run([(TINY_IMAGES, chip)], cores=(1, 2), boards=("ZCU102",))
     assert list(bars(record))[-3:] == [
         f"{TINY_IMAGES.title}, little memory on the chip, external as ZCU102's: array utilisation",
-        f"{TINY_IMAGES.name}, 512 lanes, little memory: array utilisation",
+        f"{TINY_IMAGES.name}, 32 lanes, little memory: array utilisation",
         "cases that could not be run",
     ]
     one, two = record.tables[conv_machines.CORES]

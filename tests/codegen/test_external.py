@@ -73,6 +73,20 @@ def moved(program: Program) -> set[Transfer]:
     return {i.kind for i in instructions if isinstance(i, Load | Store)}
 
 
+def test_a_plan_does_not_rest_on_more_than_the_port_takes():
+    """Of eight cores, which wait for each other; external memory that reads and writes at once is no faster for loads."""
+    fs, machine, free = built("maps", cores=8)
+    little = limited(machine, free, 0.8, 0, 0)
+    programs = []
+    for words in (3, 4, 8):
+        memory = replace(little.formats.memory, dram_bandwidth=words)
+        formats = replace(little.formats, memory=memory)
+        programs.append(compile_functions(fs, replace(little, formats=formats)))
+    slow, port, both = programs
+    assert Transfer.TILES in moved(port)
+    assert port.units == both.units != slow.units
+
+
 def trained(program: Program, net: Net, executor: Executor, steps: int = 3) -> dict[str, bytes]:
     """All states after some steps, bit for bit."""
     rng = np.random.default_rng(3)

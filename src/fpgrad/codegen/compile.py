@@ -168,7 +168,9 @@ def _compile(functions: Mapping[str, GraphFunction], machine: Machine) -> Progra
     lists = [selector.out for selector in selected.values()]
     pieces: dict[Buffer, Pieces] = {}
     floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
-    pace = Pace(config.side, float(config.memory.dram_rate) / config.cores)
+    # In one direction no more than the port takes.
+    words = min(float(config.memory.dram_rate), config.memory.dram_words_per_cycle)
+    pace = Pace(config.side, words / config.cores)
     for steps in lists:
         room = room_for_sums(steps, config.memory if machine.fixed else None)
         pieces |= divide_sums(steps, config.side, room // 4)
