@@ -9,10 +9,11 @@ no directory.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from math import ceil, gcd, lcm
+from operator import attrgetter
 from typing import Literal
 
 from fpgrad.codegen.geometry import BAND, band_of
@@ -26,6 +27,7 @@ from fpgrad.codegen.steps import (
     TileWalk,
     VectorStep,
     block_rows,
+    changed,
 )
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import GraphError
@@ -54,13 +56,15 @@ PLACES: dict[Place, tuple[Place, Place]] = {
     "inbox": ("inbox", "inbox"),
 }
 
+LOW, HIGH = attrgetter("low"), attrgetter("high")
+
 Mode = Literal["late", "bands", "state"]
 """What of a tensor is outside. late: it stays on the chip until those who read it first have done so, and comes back
 for the others; bands: every piece goes out when it is written, and stays only for readers that need no other piece;
 state: it persists outside, what is read is what was there before, and what is written takes its place."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Uses:
     """Which pieces of a tensor are written and read by which step, in the order of steps."""
 
@@ -71,21 +75,27 @@ class Uses:
     @property
     def span(self) -> tuple[int, int]:
         """First and last step that touches it."""
-        steps = [i for i, _ in (*self.written, *self.read)]
+        steps = [
+            i for i, _ in (*self.written[:1], *self.written[-1:], *self.read[:1], *self.read[-1:])
+        ]
         return min(steps), max(steps)
 
-    @property
+    @cached_property
+    def pieces(self) -> list[Copy]:
+        """What goes out together; to be asked when all uses are known."""
+        return groups(self.written)
+
+    @cached_property
     def complete(self) -> bool:
         """Whether each piece is finished before any of it is read, and never changed afterwards."""
         if not self.read or not self.written:
             return False
-        found = groups(self.written)
-        return all(g.last < i for i, r in self.read for g in met(found, r.low, r.high))
+        return all(g.last < i for i, r in self.read for g in met(self.pieces, r.low, r.high))
 
     def hurried(self) -> Uses:
         """As if every piece were finished before it is read, which an order that knows of it will see to."""
         written: list[tuple[int, Region]] = []
-        for group in groups(self.written):
+        for group in self.pieces:
             limit = min((i for i, r in self.read if group.meets(r.low, r.high)), default=None)
             for i, r in self.written:
                 if group.covers(r):
@@ -227,8 +237,15 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
 
 def met(found: Sequence[Copy], low: int, high: int) -> Sequence[Copy]:
     """Of pieces that lie one behind the other, those that have any of the rows ``low`` to ``high``."""
-    first = bisect_left(found, low, key=lambda g: g.high)
-    return found[first : bisect_right(found, high, key=lambda g: g.low)]
+    return found[which(found, low, high)]
+
+
+def which(found: Sequence[Copy], low: int, high: int) -> slice:
+    """Where those are."""
+    first, end = bisect_left(found, low, key=HIGH), len(found)
+    if first < end and found[first].high >= high:
+        return slice(first, first + (found[first].low <= high))
+    return slice(first, bisect_right(found, high, first, key=LOW))
 
 
 def beside(group: Copy, r: Region) -> bool:
@@ -253,7 +270,7 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     Args:
         mode: which of its pieces are outside.
     """
-    written = groups(uses.written)
+    written = uses.pieces
     reads = sorted(uses.read, key=lambda x: x[0])
     if uses.buffer.slice is not None:
         everything = Region(uses.buffer, 0, uses.buffer.size - 1)
@@ -303,9 +320,9 @@ class _Planner:
         direct = PLACES[self.buffer.place][0] == PLACES[self.buffer.place][1]
         later: list[tuple[int, Region]] = []
         for i, r in reads:
-            group = next((g for g in self.written if g.covers(r)), None)
-            if direct and group is not None and i - group.last <= NEAR:
-                self.plan.reads[i] = group
+            found = met(self.written, r.low, r.high)
+            if direct and found and found[0].covers(r) and i - found[0].last <= NEAR:
+                self.plan.reads[i] = found[0]
             else:
                 later.append((i, r))
         for n in range(len(later)):
@@ -383,7 +400,7 @@ class _Planner:
 
     def group(self, r: Region) -> Copy:
         """The piece that a step writes."""
-        return next(g for g in self.written if g.covers(r))
+        return met(self.written, r.low, r.high)[0]
 
     def store_all(self) -> bool:
         """Stores of all pieces; whether the step is long enough for them."""
@@ -443,10 +460,7 @@ class _Planner:
 
     def sources(self, low: int, high: int) -> list[Move]:
         """The stores of some rows or tiles. A state is stored after it was read: it has none yet."""
-        if not self.stores:
-            return []
-        first = bisect_left(self.written, low, key=lambda g: g.high)
-        return self.stores[first : bisect_right(self.written, high, key=lambda g: g.low)]
+        return self.stores[which(self.written, low, high)] if self.stores else []
 
     def cycles(self, size: int) -> int:
         """Cycles to move so many rows or tiles."""
@@ -471,22 +485,21 @@ class _Planner:
 
 
 def relocated(
-    step: VectorStep, buffer: Buffer, written: Copy | None, read: Copy | None
+    step: VectorStep, written: Mapping[Buffer, Copy], read: Mapping[Buffer, Copy]
 ) -> VectorStep:
-    """A step that finds a tensor in copies of parts of it."""
+    """A step that finds tensors in copies of parts of them."""
 
-    def at(a: Access, copy: Copy | None) -> Access:
-        if copy is None or a.buffer is not buffer:
-            return a
-        return replace(a, buffer=copy.buffer, offset=a.offset - copy.low)
+    def at(a: Access, copies: Mapping[Buffer, Copy]) -> Access:
+        copy = copies.get(a.buffer)
+        return a if copy is None else changed(a, buffer=copy.buffer, offset=a.offset - copy.low)
 
     def walk(w: TileWalk) -> TileWalk:
-        return replace(w, base=at(w.base, read))
+        return changed(w, base=at(w.base, read))
 
     m = step.matrix
-    if m is not None and read is not None:
-        m = replace(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
+    if m is not None and read:
+        m = changed(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
     a, b, c, d = (at(v, read) if isinstance(v, Access) else v for v in step.operands)
     target = None if step.target is None else at(step.target, written)
     tile = None if step.tile is None else at(step.tile, written)
-    return replace(step, a=a, b=b, c=c, d=d, matrix=m, target=target, tile=tile)
+    return step.changed(a=a, b=b, c=c, d=d, matrix=m, target=target, tile=tile)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fpgrad.codegen.steps import Buffer, Exchange
 
 if TYPE_CHECKING:
-    from fpgrad.codegen.schedule import Item
+    from fpgrad.codegen.dependencies import Item
 
 #: Cycles from the last row of a part to the first of its sum, and for each of its rows. Estimates, for ordering alone.
 LATENCY = 100

@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from fpgrad.codegen.divide import Pieces
-from fpgrad.codegen.external import Clock, Mode, Pace, Plan, plan, relocated, uses_of
-from fpgrad.codegen.steps import Access, Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.external import Clock, Copy, Mode, Pace, Plan, plan, relocated, uses_of
+from fpgrad.codegen.steps import Access, Buffer, Move, Place, StepList, VectorStep
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import MemoryCapacityError
 from fpgrad.isa.instructions import Source
@@ -139,9 +139,7 @@ class _Search:
         self.uses = uses_of(steps.steps, pace.side)
         self.clock = Clock(timeline, pace)
         self.able = able
-        self.places = {
-            place: [b for b in self.uses if b.place == place and b in able] for place in room
-        }
+        self.whole = {place: self.spans(place) for place in room}
         self.short: Place = "tile"
         self.made: dict[Buffer, Plan] = {}
         self.held: dict[Buffer, list[Held]] = {}
@@ -154,6 +152,12 @@ class _Search:
                 if m is None or made is not None:
                     self.settle(buffer, m, made)
                     break
+
+    def spans(self, place: Place) -> tuple[list[Buffer], np.ndarray, np.ndarray]:
+        """What could be outside, with the first and the last step that touches each."""
+        buffers = [b for b in self.uses if b.place == place and b in self.able]
+        spans = np.array([self.uses[b].span for b in buffers], np.int64).reshape(-1, 2)
+        return buffers, spans[:, 0], spans[:, 1]
 
     def plan(self, buffer: Buffer, mode: Mode | None) -> Plan | None:
         """How a tensor would be outside in this way; None if it cannot, or is not."""
@@ -206,12 +210,16 @@ class _Search:
 
     def relieve(self, place: Place, at: int, excess: int) -> bool:
         """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
-        sizes = {b: n for b in self.places[place] if (n := here(self.held[b], place, at))}
+        buffers, first, last = self.whole[place]
+        # What is outside in pieces already cannot be outside more.
+        there = (buffers[i] for i in np.flatnonzero((first <= at) & (at <= last)))
+        some = (b for b in there if self.modes.get(b) != MODES[-1])
+        sizes = {b: n for b in some if (n := here(self.held[b], place, at))}
         freed = 0
         for mode in MODES:
             for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
                 if self.modes.get(buffer) in (mode, MODES[-1]):
-                    continue
+                    continue  # it may have gone out in this mode's turn
                 made = self.plan(buffer, mode)
                 less = 0 if made is None else sizes[buffer] - here(made.holdings(), place, at)
                 if less > 0:
@@ -264,14 +272,18 @@ def here(held: Sequence[Held], place: Place, at: int) -> int:
 
 def streamed(
     steps: Sequence[VectorStep], plans: Mapping[Buffer, Plan]
-) -> tuple[list[VectorStep], list]:
+) -> tuple[list[VectorStep], list[Move]]:
     """The steps with some tensors in their copies, and all moves."""
-    out, moves = list(steps), []
+    written: dict[int, dict[Buffer, Copy]] = {}
+    read: dict[int, dict[Buffer, Copy]] = {}
     for buffer, p in plans.items():
-        moves += p.moves
-        for i in sorted({*p.writes, *p.reads}):
-            out[i] = relocated(out[i], buffer, p.writes.get(i), p.reads.get(i))
-    return out, moves
+        for copies, uses in ((written, p.writes), (read, p.reads)):
+            for i, copy in uses.items():
+                copies.setdefault(i, {})[buffer] = copy
+    out = list(steps)
+    for i in {*written, *read}:
+        out[i] = relocated(out[i], written.get(i, {}), read.get(i, {}))
+    return out, [move for p in plans.values() for move in p.moves]
 
 
 def pieces(p: Plan) -> Pieces:
