@@ -165,8 +165,9 @@ def depends(
                 item.before.setdefault(random, 0)
             random = item
     add_waits(items, sums)
-    for item in items:
-        for copy in [p for p in item.before if p.step.again]:
+    made_again = {item for item in items if item.step.again}
+    for item in items if made_again else ():
+        for copy in [p for p in item.before if p in made_again]:
             for p in item.before:
                 if p.index < copy.index and not p.step.again:
                     copy.before.setdefault(p, 0)

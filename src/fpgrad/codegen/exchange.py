@@ -92,6 +92,8 @@ def divide_sums(steps: StepList, side: int, chunk: int) -> dict[Buffer, Pieces]:
     chunk = max(chunk, side)
     large = [e for e in steps.exchanges if e.rows > max(chunk, SMALL)]
     rows = {b: chunk for e in large for b in (e.out, e.into)}
+    if not rows:
+        return {}
     steps.steps = [part for step in steps.steps for part in cut(step, rows)]
     touched: dict[Buffer, list[Region]] = {b: [] for b in rows}
     for step in steps.steps:

@@ -37,6 +37,8 @@ class Sums:
 
 def add_waits(items: Sequence[Item], sums: Sums) -> None:
     """Let the readers of sums come after the writers of their parts, by as much as the way takes; the inputs, too."""
+    if not sums.exchanges:
+        return
     writers: dict[Buffer, list[Item]] = defaultdict(list)
     readers: dict[Buffer, list[Item]] = defaultdict(list)
     for item in items:

@@ -8,12 +8,12 @@ from functools import partial
 from fpgrad.codegen.allocate import Need, allocate
 from fpgrad.codegen.cores import input_cycles
 from fpgrad.codegen.divide import Pieces, divide
-from fpgrad.codegen.external import Pace, band_rows
+from fpgrad.codegen.external import Mode, Pace, band_rows
 from fpgrad.codegen.flight import Sums
 from fpgrad.codegen.schedule import products_first, schedule, soonest_first, steady
 from fpgrad.codegen.split import split
 from fpgrad.codegen.steps import Buffer, Place, StepList, VectorStep
-from fpgrad.codegen.stream import Limits, begin, fit
+from fpgrad.codegen.stream import Limits, Ordered, begin, fit, large
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import MemoryCapacityError
 from fpgrad.isa.config import MachineConfig
@@ -21,7 +21,7 @@ from fpgrad.isa.config import MachineConfig
 #: Passes over maps are in pieces already: with more steps than this splitting gains nothing.
 FEW = 250
 
-#: Steps of a long list.
+#: With more steps than this, the first order is already made for what is large to be outside: others take long to make.
 MANY = 3000
 
 #: What is left free for places that do not fit each other: more where what was planned takes too much.
@@ -49,15 +49,18 @@ def plan_function(
         MemoryCapacityError: the limits are too narrow.
     """
     begin(steps)
-    # Several orders of a long list take long to make: begin with one for much that is outside.
-    many = len(steps.steps) > MANY and limits != Limits()
-    first = None if many else best_order(steps, config, room)
-    divided = divide(steps, config.side)
     reorder = partial(order_with, steps, config, room, pace)
+    if len(steps.steps) <= MANY or limits == Limits():
+        order = Ordered(best_order(steps, config, room))
+        divided = divide(steps, config.side)
+    else:
+        divided = divide(steps, config.side)
+        far: dict[Buffer, Mode] = dict.fromkeys(large(steps, floors, limits, config.side), "bands")
+        order = Ordered(reorder(steps.steps, far), far)
     selection, need = steps.steps, Need()
-    for spare in SPARE[many:]:
+    for spare in SPARE:
         steps.steps = selection
-        outside = fit(steps, first, floors, limits.less(spare), pace, reorder)
+        outside, order = fit(steps, order, floors, limits.less(spare), pace, reorder)
         need = allocate(steps, floors["vector"], floors["tile"])
         if limits.hold(need.tiles, need.vector_rows, need.mask_rows):
             return need, {b: p.within(outside) for b, p in divided.items()} | outside
@@ -71,7 +74,7 @@ def plan_housekeeping(steps: StepList, side: int, floors: Mapping[Place, int], p
     """Place the steps of housekeeping, in their order; returns what they take of each memory."""
     begin(steps)
     order = Timeline.in_turn(steps.steps, side)
-    fit(steps, order, floors, Limits(), pace, partial(unchanged, order))
+    fit(steps, Ordered(order), floors, Limits(), pace, partial(unchanged, order))
     return allocate(steps, floors["vector"], floors["tile"])
 
 

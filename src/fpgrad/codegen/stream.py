@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from fpgrad.isa.instructions import Source
 #: What may be outside, from the least traffic to the most.
 MODES: tuple[Mode, ...] = ("late", "bands")
 
-#: What is larger than a part of the room like this is outside from the start, in a long list of steps.
+#: What is larger than a part of the room like this will hardly stay on the chip.
 LARGE = 8
 
 #: Orders that are tried at most; each is made for what was outside in the one before.
@@ -67,24 +67,37 @@ def begin(steps: StepList) -> None:
         steps.steps = [start, *steps.steps]
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """An order of the steps, and the tensors that it was made to have outside."""
+
+    timeline: Timeline
+    modes: Mapping[Buffer, Mode] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> list[Buffer]:
+        """Tensors that are outside in pieces, for which the order leaves time to come back."""
+        return [b for b, mode in self.modes.items() if mode == "bands"]
+
+
 def fit(
     steps: StepList,
-    first: Timeline | None,
+    first: Ordered,
     floors: Mapping[Place, int],
     limits: Limits,
     pace: Pace,
     reorder: Reorder,
-) -> dict[Buffer, Pieces]:
+) -> tuple[dict[Buffer, Pieces], Ordered]:
     """Order steps, and send as many tensors out as it takes for the others to fit the chip.
 
     Args:
         steps: in the order of selection.
-        first: an order for the case that nothing is outside; None: much will be, and an order is made for what is large.
+        first: an order to begin with.
         floors: what persists, by place.
         reorder: orders the steps anew when it is known what is outside.
 
     Returns:
-        the pieces in which the tensors outside are written.
+        the pieces in which the tensors outside are written, and the order.
 
     Raises:
         MemoryCapacityError: what a few steps need at once does not fit.
@@ -92,34 +105,41 @@ def fit(
     selected = steps.steps
     room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
     whole = uses_of(selected, pace.side)
+    states: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
-    modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
-    long = first is None
-    if first is None:
-        large = [b for b in whole if b in able and b.size > room.get(b.place, b.size) // LARGE]
-        first = reorder(selected, large)
-        modes |= dict.fromkeys(large, MODES[-1])
-    steps.steps = [selected[i] for i in first.order]
-    if not room and not modes:
-        return {}
-    search = _Search(steps, first, room, pace, able, modes)
+    order = Ordered(first.timeline, {**states, **first.modes})
     for _ in range(ROUNDS):
-        fits = search.run()
-        if fits and search.done(modes, strict=not long):
+        steps.steps = [selected[i] for i in order.timeline.order]
+        if not room and not order.modes:
+            return {}, order
+        search = _Search(steps, order, room, pace, able)
+        if search.run() and search.done(order.bands):
             break
-        modes = search.modes
-        timeline = reorder(selected, [b for b, mode in modes.items() if mode == "bands"])
-        steps.steps = [selected[i] for i in timeline.order]
-        search = _Search(steps, timeline, room, pace, able, modes)
+        bands = Ordered(order.timeline, search.modes).bands
+        order = Ordered(reorder(selected, bands), search.modes)
     else:
-        able = {b for b in able if search.uses[b].complete}
-        modes = {b: m for b, m in modes.items() if b in able or b.outside}
-        search = _Search(steps, search.clock.timeline, room, pace, able, modes)
+        # No order has all that it should: go by the last one, and leave on the chip what it has not.
+        steps.steps = [selected[i] for i in order.timeline.order]
+        uses = uses_of(steps.steps, pace.side)
+        able = {b for b in able if uses[b].complete}
+        modes = {b: m for b, m in order.modes.items() if b in able or b.outside}
+        order = Ordered(order.timeline, modes)
+        search = _Search(steps, order, room, pace, able)
         if not search.run():
             raise MemoryCapacityError(search.shortage())
     plans = search.plans()
     steps.steps, steps.moves = streamed(steps.steps, plans)
-    return {b: pieces(p) for b, p in plans.items()}
+    return {b: pieces(p) for b, p in plans.items()}, Ordered(order.timeline, search.modes)
+
+
+def large(steps: StepList, floors: Mapping[Place, int], limits: Limits, side: int) -> list[Buffer]:
+    """Tensors that will hardly stay on the chip, of those that can be outside."""
+    room = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
+    return [
+        b
+        for b, uses in uses_of(steps.steps, side).items()
+        if b.size > room.get(b.place, b.size) // LARGE and uses.complete and not b.outside
+    ]
 
 
 class _Search:
@@ -128,16 +148,15 @@ class _Search:
     def __init__(
         self,
         steps: StepList,
-        timeline: Timeline,
+        order: Ordered,
         room: Mapping[Place, int],
         pace: Pace,
         able: Collection[Buffer],
-        modes: Mapping[Buffer, Mode],
     ) -> None:
         self.steps, self.room = steps, room
-        self.modes = dict(modes)
+        self.modes = dict(order.modes)
         self.uses = uses_of(steps.steps, pace.side)
-        self.clock = Clock(timeline, pace)
+        self.clock = Clock(order.timeline, pace)
         self.able = able
         self.whole = {place: self.spans(place) for place in room}
         self.short: Place = "tile"
@@ -184,11 +203,11 @@ class _Search:
                 self.change[buffer.place][first] += sign * buffer.size
                 self.change[buffer.place][last + 1] -= sign * buffer.size
 
-    def done(self, ordered: Mapping[Buffer, Mode], *, strict: bool) -> bool:
-        """Whether all that is outside in pieces is complete before it is read, and, if ``strict``, has the time to come
-        back, because the order was made for it."""
+    def done(self, ordered: Collection[Buffer]) -> bool:
+        """Whether all that is outside in pieces is complete before it is read, in an order that was made knowing most of
+        it: what it did not know has little time to come back."""
         pieces = [b for b, mode in self.modes.items() if mode == "bands"]
-        if strict and any(ordered.get(b) != "bands" for b in pieces):
+        if pieces and not ordered:
             return False
         return all(self.uses[b].complete for b in pieces)
 
