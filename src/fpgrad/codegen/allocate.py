@@ -96,6 +96,17 @@ def with_moves(
     return spans
 
 
+def fullest(steps: StepList, place: str) -> tuple[int, int]:
+    """The step at which most of a memory is in use, and how much."""
+    change = np.zeros(len(steps.steps) + 2, np.int64)
+    for buffer, (first, last) in with_moves(lifetimes(steps.steps), steps.moves).items():
+        if buffer.place == place:
+            change[first] += buffer.size
+            change[last + 1] -= buffer.size
+    used = np.cumsum(change)
+    return int(used.argmax()), int(used.max())
+
+
 def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     """Give every buffer of a function its base, above what persists.
 

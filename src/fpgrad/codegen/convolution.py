@@ -119,7 +119,9 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
         step = by_tile_rows(step)
     channels = (x.shape[1], node.shape[1], node.attrs["groups"])
     across_all = bands(*channels, t)
-    for _, high in groupby(regions(node.attrs["windows"], grid.m, grid.j), lambda r: r.h):
+    for _, high in groupby(
+        regions(node.attrs["windows"], grid.m, grid.j, selector.keep.band), lambda r: r.h
+    ):
         some = list(high)
         for kernel, region in product_of(kernels, some):
             here = restricted(step, region)
@@ -256,7 +258,7 @@ def long_product(selector: Selector, node: Node) -> None:
     else:
         whole.matrix = product(selector, node)
         _, m, j = whole.matrix.outputs
-        passes, most = banded(whole), turn_of(selector, m + j)
+        passes, most = banded(whole, selector.keep.band), turn_of(selector, m + j)
     turns = [[s] if s.matrix is None else list(shorter(s, most)) for s in passes]
     accumulate(selector, node, [[some] for some in turns])
 

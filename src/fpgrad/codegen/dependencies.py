@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from fpgrad.codegen.external import groups
 from fpgrad.codegen.flight import Sums, add_waits
+from fpgrad.codegen.geometry import UNLIMITED
 from fpgrad.codegen.steps import Buffer, Region, VectorStep
 from fpgrad.isa.instructions import Source
 
@@ -116,6 +117,7 @@ def depends(
     t: int,
     sums: Sums = NO_SUMS,
     distance: Mapping[Buffer, int] = MappingProxyType({}),
+    band: int = UNLIMITED,
 ) -> list[Item]:
     """The dependency graph: what is read after it was written, written after it was read, written twice.
 
@@ -123,11 +125,12 @@ def depends(
         sums: over the cores.
         distance: cycles that what is read of a tensor takes to come back, of the tensors that go out in pieces; a
             piece is read when it is complete, and without delay by those who read no other.
+        band: tiles of a piece, at most.
     """
     items = [Item(step, i) for i, step in enumerate(steps)]
     for item in items:
         item.products = products(item.step, t)
-    bands = bands_of(steps, t, distance)
+    bands = bands_of(steps, t, distance, band)
     ledger = Ledger()
     prologue: list[Item] = []
     random: Item | None = None
@@ -182,7 +185,7 @@ def depends(
 
 
 def bands_of(
-    steps: list[VectorStep], t: int, some: Collection[Buffer]
+    steps: list[VectorStep], t: int, some: Collection[Buffer], band: int
 ) -> dict[Buffer, list[Region]]:
     """The pieces of some tensors."""
     written: dict[Buffer, list[tuple[int, Region]]] = {}
@@ -190,7 +193,7 @@ def bands_of(
         for r in step.rows_written(t) + step.tiles_written(t):
             if r.buffer in some:
                 written.setdefault(r.buffer, []).append((i, r))
-    return {b: [Region(b, g.low, g.high) for g in groups(w)] for b, w in written.items()}
+    return {b: [Region(b, g.low, g.high) for g in groups(w, band)] for b, w in written.items()}
 
 
 def met(pieces: Sequence[Region], region: Region) -> Sequence[Region]:

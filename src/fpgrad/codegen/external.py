@@ -16,7 +16,7 @@ from math import ceil, gcd, lcm
 from operator import attrgetter
 from typing import Literal
 
-from fpgrad.codegen.geometry import BAND, band_of
+from fpgrad.codegen.geometry import BAND, UNLIMITED, band_of
 from fpgrad.codegen.steps import (
     MASK_ROWS,
     Access,
@@ -36,7 +36,7 @@ from fpgrad.isa.instructions import COUNT_BITS
 #: Tiles' worth of cycles that a load is begun ahead of its first use, besides those that it takes.
 AHEAD = BAND
 
-#: Steps after which a copy that nothing has read is given up, and loaded again when it is needed.
+#: Steps for which a copy that nothing has read is kept.
 NEAR = 40
 
 #: Copies of one tensor that are kept at a time.
@@ -66,9 +66,10 @@ state: it persists outside, what is read is what was there before, and what is w
 
 @dataclass(eq=False)
 class Uses:
-    """Which pieces of a tensor are written and read by which step, in the order of steps."""
+    """Which pieces of a tensor, of ``band`` tiles at most, are written and read by which step, in the order of steps."""
 
     buffer: Buffer
+    band: int
     written: list[tuple[int, Region]] = field(default_factory=list)
     read: list[tuple[int, Region]] = field(default_factory=list)
 
@@ -83,7 +84,7 @@ class Uses:
     @cached_property
     def pieces(self) -> list[Copy]:
         """What goes out together; to be asked when all uses are known."""
-        return groups(self.written)
+        return groups(self.written, self.band)
 
     @cached_property
     def complete(self) -> bool:
@@ -100,7 +101,7 @@ class Uses:
             for i, r in self.written:
                 if group.covers(r):
                     written.append((i if limit is None else min(i, limit - 1), r))
-        return Uses(self.buffer, written, self.read)
+        return Uses(self.buffer, self.band, written, self.read)
 
 
 @dataclass
@@ -157,15 +158,28 @@ class Pace:
     Args:
         side: T.
         words: 32-bit words a cycle between a core and external memory, which all cores use at the same time.
+        band: tiles that go out together, at most.
+        early: how early things are loaded, and how long they are kept.
     """
 
     side: int
     words: float
+    band: int = UNLIMITED
+    early: float = 1
 
     @property
     def ahead(self) -> int:
         """Cycles that a move is given besides those that it takes."""
-        return AHEAD * self.side
+        return int(self.early * AHEAD * self.side)
+
+    @property
+    def near(self) -> int:
+        """Steps after which a copy that nothing has read is given up, and loaded again when it is needed."""
+        return int(self.early * NEAR)
+
+    def band_rows(self, buffer: Buffer) -> int:
+        """Rows or tiles of a tensor that go out together, about."""
+        return band_rows(buffer, self.band)
 
     def cycles(self, place: Place, size: int) -> int:
         """Cycles to move rows or tiles, a row a cycle at most."""
@@ -195,9 +209,10 @@ class Clock:
         return min(self.steps - 1, bisect_left(starts, self.timeline.ends[step] + cycles))
 
 
-def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
+def uses_of(steps: Sequence[VectorStep], pace: Pace) -> dict[Buffer, Uses]:
     """Uses of every buffer that could be outside."""
     found: dict[Buffer, Uses] = {}
+    side = pace.side
     for i, step in enumerate(steps):
         written = step.tiles_written(side) + step.rows_written(side)
         read = step.tiles_read(side) + step.rows_read(side)
@@ -205,7 +220,7 @@ def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
             for r in regions:
                 mine = r.buffer.place in PLACES and r.buffer.place != "inbox"
                 if r.buffer.outside or (mine and not r.buffer.persistent):
-                    uses = found.setdefault(r.buffer, Uses(r.buffer))
+                    uses = found.setdefault(r.buffer, Uses(r.buffer, pace.band))
                     (uses.written if writes else uses.read).append((i, r))
     return found
 
@@ -219,12 +234,12 @@ def joined(regions: Sequence[Region]) -> list[Region]:
     return list(found.values())
 
 
-def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
+def groups(written: Sequence[tuple[int, Region]], band: int) -> list[Copy]:
     """What is written together, as the pieces that are stored together: the same ones for any order of the steps."""
     found: list[Copy] = []
     for i, r in sorted(written, key=lambda x: x[1].low):
         last = found[-1] if found else None
-        if last is not None and (r.low <= last.high or beside(last, r)):
+        if last is not None and (r.low <= last.high or beside(last, r, band)):
             last.high = max(last.high, r.high)
             last.first, last.last = min(last.first, i), max(last.last, i)
         else:
@@ -248,15 +263,15 @@ def which(found: Sequence[Copy], low: int, high: int) -> slice:
     return slice(first, bisect_right(found, high, first, key=LOW))
 
 
-def beside(group: Copy, r: Region) -> bool:
+def beside(group: Copy, r: Region, band: int) -> bool:
     """Whether a region follows a piece, and both together are no more than a band."""
-    return r.low == group.high + 1 and r.high - group.low < band_rows(r.buffer)
+    return r.low == group.high + 1 and r.high - group.low < band_rows(r.buffer, band)
 
 
-def band_rows(buffer: Buffer) -> int:
+def band_rows(buffer: Buffer, band: int) -> int:
     """Rows or tiles of a tensor that go out together, about."""
     tile = 1 if buffer.place == "tile" else buffer.align
-    return band_of(buffer.size // tile) * tile
+    return band_of(buffer.size // tile, band) * tile
 
 
 def piece(buffer: Buffer, low: int, high: int, place: Place) -> Buffer:
@@ -321,7 +336,12 @@ class _Planner:
         later: list[tuple[int, Region]] = []
         for i, r in reads:
             found = met(self.written, r.low, r.high)
-            if direct and found and found[0].covers(r) and i - found[0].last <= NEAR:
+            if (
+                direct
+                and found
+                and found[0].covers(r)
+                and i - found[0].last <= self.clock.pace.near
+            ):
                 self.plan.reads[i] = found[0]
             else:
                 later.append((i, r))
@@ -336,7 +356,7 @@ class _Planner:
         far = (
             n
             for n in range(1, len(reads))
-            if reads[n][0] > finished and reads[n][0] - reads[n - 1][0] > NEAR
+            if reads[n][0] > finished and reads[n][0] - reads[n - 1][0] > self.clock.pace.near
         )
         n = next(far, None)
         if n is None or self.buffer.place == "vector":
@@ -414,7 +434,9 @@ class _Planner:
     def read(self, later: Sequence[tuple[int, Region]]) -> None:
         """Let the first of these steps find a copy: one that is there, or one that is loaded for it."""
         i, r = later[0]
-        copy = next((c for c in self.copies if c.covers(r) and i - c.last <= NEAR), None)
+        copy = next(
+            (c for c in self.copies if c.covers(r) and i - c.last <= self.clock.pace.near), None
+        )
         if copy is None:
             low, high = self.wanted(later)
             sources = self.sources(low, high)
@@ -450,7 +472,7 @@ class _Planner:
         low, high = first.low, first.high
         most = 2 * (high - low + 1)
         for i, r in reads[1:]:
-            if i - now > NEAR:
+            if i - now > self.clock.pace.near:
                 break
             both = min(low, r.low), max(high, r.high)
             there = all(m.at < now for m in self.sources(*both))

@@ -23,6 +23,9 @@ BAND = 128
 #: Bands of a map, at most about; those of a large one are larger.
 BANDS = 128
 
+#: More tiles than any band has.
+UNLIMITED = 1 << 40
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -50,9 +53,9 @@ class Segment:
         )
 
 
-def band_of(tiles: int) -> int:
-    """Tiles in a band of a map that has so many."""
-    return max(BAND, 1 << (2 * tiles // BANDS + 1).bit_length() - 1)
+def band_of(tiles: int, most: int = UNLIMITED) -> int:
+    """Tiles in a band of a map that has so many, where a band may have ``most``."""
+    return max(BAND, min(most, 1 << (2 * tiles // BANDS + 1).bit_length() - 1))
 
 
 Reads = tuple[tuple[int, int], ...]
@@ -202,15 +205,20 @@ def maps(windows: tuple[Window, Window], tile_rows: int) -> tuple[Map, Map]:
 
 
 def regions(
-    windows: tuple[Window, Window], tile_rows: int, across: int, *, taps_matter: bool = True
+    windows: tuple[Window, Window],
+    tile_rows: int,
+    across: int,
+    most: int = UNLIMITED,
+    *,
+    taps_matter: bool = True,
 ) -> list[Region]:
     """All output positions, in regions of about a band at most.
 
     Args:
-        tile_rows, across: the output's tiles.
+        tile_rows, across: the output's tiles. most: those of a band.
     """
     output, source = maps(windows, tile_rows)
-    rows = max(1, band_of(tile_rows * across) // (output.width * output.samples * across))
+    rows = max(1, band_of(tile_rows * across, most) // (output.width * output.samples * across))
     high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
     found: list[Region] = []
     for h in sorted(high, key=lambda s: s.first):
@@ -286,10 +294,10 @@ def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Acces
     )
 
 
-def banded(step: VectorStep) -> list[VectorStep]:
-    """A pass over many tile rows as passes over about a band each, with their products."""
+def banded(step: VectorStep, most: int = UNLIMITED) -> list[VectorStep]:
+    """A pass over many tile rows as passes over about a band each, of ``most`` tiles, with their products."""
     n3, n2, n1, n0 = step.loops
-    rows = max(1, band_of(n2 * n1) // n1)
+    rows = max(1, band_of(n2 * n1, most) // n1)
     if n3 > 1 or n2 <= 2 * rows:
         return [step]
     parts: list[VectorStep] = []

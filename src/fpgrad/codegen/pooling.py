@@ -37,7 +37,9 @@ def pool(selector: Selector, node: Node) -> None:
             step, whole = by_tile_rows(step), columns(whole)
         scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
-        for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
+        for region in regions(
+            node.attrs["windows"], grid.m, grid.j, selector.keep.band, taps_matter=False
+        ):
             here = restricted(step, region)
             if region.taps >= MANY and region.h.count * region.w.count == 1 and row_of_taps(region):
                 found += reduce(node, here, region, whole, alu)
@@ -158,7 +160,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
             at_x, at_y, at_dy = columns(at_x), columns(at_y), columns(at_dy)
         scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
-        for region in regions(windows, grid.m, grid.j, taps_matter=False):
+        for region in regions(windows, grid.m, grid.j, selector.keep.band, taps_matter=False):
             here = restricted(step, region)
             taps = [(r, s) for r in range(region.h.taps) for s in range(region.w.taps)]
             if not taps:

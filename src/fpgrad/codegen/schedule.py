@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from fpgrad.codegen.dependencies import NO_SUMS, ROW_LATENCY, TILE_LATENCY, Item, depends
 from fpgrad.codegen.flight import Flight, Sums
+from fpgrad.codegen.geometry import UNLIMITED
 from fpgrad.codegen.steps import Access, Buffer, VectorStep
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.codegen.turns import Turns
@@ -64,6 +65,7 @@ def schedule(
     policy: Policy,
     sums: Sums = NO_SUMS,
     distance: Mapping[Buffer, int] = MappingProxyType({}),
+    band: int = UNLIMITED,
 ) -> Timeline:
     """Order ``steps`` (given in an order that is correct) to keep matrix and vector unit busy.
 
@@ -71,9 +73,9 @@ def schedule(
         t: the tile side.
         queue_rows: finished rows that can wait for the vector unit.
         policy: which of the items that are ready goes next.
-        sums, distance: see :func:`depends`.
+        sums, distance, band: see :func:`depends`.
     """
-    items = depends(steps, t, sums, distance)
+    items = depends(steps, t, sums, distance, band)
     flight, turns = Flight(items, sums), Turns(items)
     waiting = {item: len(item.before) for item in items}
     ready: list[Item] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from typing import Literal
 
 import numpy as np
 
+from fpgrad.codegen.allocate import Need
 from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.external import Clock, Copy, Mode, Pace, Plan, plan, relocated, uses_of
 from fpgrad.codegen.steps import Access, Buffer, Move, Place, StepList, VectorStep
@@ -32,23 +34,37 @@ Reorder = Callable[[list[VectorStep], Collection[Buffer]], Timeline]
 
 @dataclass(frozen=True)
 class Limits:
-    """Tiles, rows of vector memory and of mask memory on the chip at most, those that persist included."""
+    """Tiles, rows of vector memory and of mask memory on the chip at most, those that persist included; rows of inbox and
+    outbox."""
 
     tiles: int | None = None
     rows: int | None = None
     masks: int | None = None
+    inbox: int | None = None
+    outbox: int | None = None
 
     def less(self, share: float) -> Limits:
-        """Limits that leave a share free."""
+        """Limits that leave a share free for gaps between places."""
         return Limits(*(n if n is None else int(n * (1 - share)) for n in astuple(self)))
 
-    def hold(self, tiles: int, rows: int, masks: int) -> bool:
-        """Whether so many are no more than there may be."""
-        used = (tiles, rows, masks)
-        return all(n is None or x <= n for n, x in zip(astuple(self), used, strict=True))
+    def hold(self, need: Need) -> bool:
+        """Whether what is needed besides inbox and outbox is no more than there may be."""
+        pairs = (
+            (self.tiles, need.tiles), (self.rows, need.vector_rows), (self.masks, need.mask_rows)
+        )  # fmt: skip
+        return all(n is None or x <= n for n, x in pairs)
+
+    def crowded(self, need: Need) -> list[Literal["inbox", "outbox"]]:
+        """Which of inbox and outbox would have to be larger."""
+        found: list[Literal["inbox", "outbox"]] = []
+        if self.inbox is not None and need.inbox_rows > self.inbox:
+            found.append("inbox")
+        if self.outbox is not None and need.outbox_rows > self.outbox:
+            found.append("outbox")
+        return found
 
     def of(self) -> dict[Place, int]:
-        """The limits by place; without those that are None."""
+        """The limits by place; without those that are None, and without inbox and outbox: they hold what is on its way."""
         limits: dict[Place, int | None] = {
             "tile": self.tiles, "vector": self.rows, "mask": self.masks
         }  # fmt: skip
@@ -104,7 +120,7 @@ def fit(
     """
     selected = steps.steps
     room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
-    whole = uses_of(selected, pace.side)
+    whole = uses_of(selected, pace)
     states: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
     order = Ordered(first.timeline, {**states, **first.modes})
@@ -120,9 +136,10 @@ def fit(
     else:
         # No order has all that it should: go by the last one, and leave on the chip what it has not.
         steps.steps = [selected[i] for i in order.timeline.order]
-        uses = uses_of(steps.steps, pace.side)
+        uses = uses_of(steps.steps, pace)
         able = {b for b in able if uses[b].complete}
-        modes = {b: m for b, m in order.modes.items() if b in able or b.outside}
+        modes: dict[Buffer, Mode] = {}
+        modes |= {b: m for b, m in order.modes.items() if b in able or b.outside}
         order = Ordered(order.timeline, modes)
         search = _Search(steps, order, room, pace, able)
         if not search.run():
@@ -132,12 +149,12 @@ def fit(
     return {b: pieces(p) for b, p in plans.items()}, Ordered(order.timeline, search.modes)
 
 
-def large(steps: StepList, floors: Mapping[Place, int], limits: Limits, side: int) -> list[Buffer]:
+def large(steps: StepList, floors: Mapping[Place, int], limits: Limits, pace: Pace) -> list[Buffer]:
     """Tensors that will hardly stay on the chip, of those that can be outside."""
     room = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
     return [
         b
-        for b, uses in uses_of(steps.steps, side).items()
+        for b, uses in uses_of(steps.steps, pace).items()
         if b.size > room.get(b.place, b.size) // LARGE and uses.complete and not b.outside
     ]
 
@@ -155,7 +172,7 @@ class _Search:
     ) -> None:
         self.steps, self.room = steps, room
         self.modes = dict(order.modes)
-        self.uses = uses_of(steps.steps, pace.side)
+        self.uses = uses_of(steps.steps, pace)
         self.clock = Clock(order.timeline, pace)
         self.able = able
         self.whole = {place: self.spans(place) for place in room}
