@@ -23,7 +23,7 @@ from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
 from fpgrad.codegen.external import Pace
-from fpgrad.codegen.geometry import BAND, UNLIMITED
+from fpgrad.codegen.geometry import LEAST, UNLIMITED
 from fpgrad.codegen.housekeeping import (
     CHUNK,
     housekeeping,
@@ -55,7 +55,7 @@ MAP_QUEUE = 32
 PARTS = 6
 
 #: Bands that inbox and outbox have room for, at least about.
-IN_FLIGHT = 5
+IN_FLIGHT = 8
 
 #: Slices of a kernel that would fill tile memory.
 SLICES = 16
@@ -137,9 +137,10 @@ def compile_functions(
             try:
                 return _compile(functions, machine, band)
             except CrowdedError as error:
-                if error.piece <= BAND * machine.formats.side:
+                smaller = min(band, error.piece // machine.formats.side) // 2
+                if smaller < LEAST:
                     raise
-                band = max(BAND, min(band, error.piece // machine.formats.side) // 2)
+                band = smaller
 
 
 @contextmanager

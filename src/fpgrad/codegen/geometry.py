@@ -23,6 +23,9 @@ BAND = 128
 #: Bands of a map, at most about; those of a large one are larger.
 BANDS = 128
 
+#: Where there is little room, a band is smaller, but no less than this.
+LEAST = 32
+
 #: More tiles than any band has.
 UNLIMITED = 1 << 40
 
@@ -55,7 +58,7 @@ class Segment:
 
 def band_of(tiles: int, most: int = UNLIMITED) -> int:
     """Tiles in a band of a map that has so many, where a band may have ``most``."""
-    return max(BAND, min(most, 1 << (2 * tiles // BANDS + 1).bit_length() - 1))
+    return min(max(LEAST, most), max(BAND, 1 << (2 * tiles // BANDS + 1).bit_length() - 1))
 
 
 Reads = tuple[tuple[int, int], ...]
