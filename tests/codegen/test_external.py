@@ -139,10 +139,12 @@ def test_same_bits_with_little_room_on_the_way(name, cores, inbox, outbox):
     fs, machine, free = built(name, cores)
     roomy = limited(machine, free, 0, 0.5, 0)
     wide = compile_functions(fs, roomy).config.memory
-    assert wide.inbox_rows > inbox and wide.outbox_rows > outbox
+    assert wide.inbox_rows > inbox
+    assert wide.outbox_rows > outbox
     program = compile_functions(fs, replace(roomy, inbox=inbox, outbox=outbox))
     memory = program.config.memory
-    assert memory.inbox_rows <= inbox and memory.outbox_rows <= outbox
+    assert memory.inbox_rows <= inbox
+    assert memory.outbox_rows <= outbox
     net = NETS[name]()
     results = [trained(p, net, EmulatorExecutor(p.config)) for p in (program, free)]
     assert results[0] == results[1]

@@ -27,9 +27,6 @@ LONGEST = 2048
 #: Rows of partial sums beyond which each pass leaves as few as it can.
 FEW = 4096
 
-#: Tiles that a pass of a sum over a map goes through at most: on every chip the same, as the order of additions is.
-WIDEST = 512
-
 ALU = {"reduce_sum": Alu.ADD, "reduce_max": Alu.MAX, "reduce_min": Alu.MIN}
 
 
@@ -194,7 +191,7 @@ def down(
 ) -> None:
     """(N, F) to (1, F), where tiles below each other are far apart: each of their T rows is summed from tile to tile."""
     t = selector.t
-    rows = max(4 * WAYS, LONGEST // (grid.j * t), band_of(grid.tile_count, WIDEST) // grid.j)
+    rows = max(4 * WAYS, LONGEST // (grid.j * t), band_of(grid.tile_count) // grid.j)
     chunks = ceil_div(grid.m, rows)
     # Of a large map a chunk's rows are summed at once: few are left of each.
     at_once = grid.j * chunks * t * WAYS > FEW
