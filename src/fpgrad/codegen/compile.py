@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up
 from fpgrad.codegen.batches import apart, named, share_of
 from fpgrad.codegen.control import check_memories, with_memories
@@ -36,6 +35,7 @@ from fpgrad.codegen.housekeeping import (
 from fpgrad.codegen.kernels import convolution_kernels
 from fpgrad.codegen.persistent import Persistent
 from fpgrad.codegen.plan import CrowdedError, plan_function, plan_housekeeping
+from fpgrad.codegen.rematerialise import compute_again
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.steps import Buffer, Place, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
