@@ -145,6 +145,36 @@ def test_same_bits_with_less_room(name, cores, tiles, rows, masks, kinds):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "cores", "inbox", "outbox"),
+    [("maps", 1, 1200, 600), ("maps", 2, 1600, 700), ("tiles of 16", 1, 6000, 3000)],
+)
+def test_same_bits_with_little_room_on_the_way(name, cores, inbox, outbox):
+    fs, machine, free = built(name, cores)
+    roomy = limited(machine, free, 0, 0.5, 0)
+    wide = compile_functions(fs, roomy).config.memory
+    assert wide.inbox_rows > inbox
+    assert wide.outbox_rows > outbox
+    program = compile_functions(fs, replace(roomy, inbox=inbox, outbox=outbox))
+    memory = program.config.memory
+    assert memory.inbox_rows <= inbox
+    assert memory.outbox_rows <= outbox
+    net = NETS[name]()
+    results = [trained(p, net, EmulatorExecutor(p.config)) for p in (program, free)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("place", ["inbox", "outbox"])
+def test_what_is_on_its_way_is_said(place):
+    fs, machine, free = built("batch norm")
+    roomy = limited(machine, free, 0, 0.4, 0.6)
+    with pytest.raises(
+        MemoryCapacityError,
+        match=rf"train: \S+ \(\w+\) needs \d+ rows of the {place} at once, in pieces of up to \d+ rows, .* raise {place}",
+    ):
+        compile_functions(fs, replace(roomy, **{place: 300}))
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_kernels_and_inputs_come_in_pieces(cores, monkeypatch):
     monkeypatch.setattr(convolution, "TURN", 200)

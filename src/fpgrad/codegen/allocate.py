@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.codegen.exchange import sum_spans
-from fpgrad.codegen.steps import Buffer, StepList, VectorStep
+from fpgrad.codegen.steps import Buffer, Move, StepList, VectorStep
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,26 @@ def lowest(low: NDArray[np.int64], high: NDArray[np.int64], floor: int, buffer: 
     return int(starts[fitting[0]] if len(fitting) else starts[-1])
 
 
-def spans_of(steps: StepList) -> dict[Buffer, tuple[int, int]]:
+def with_moves(
+    spans: Mapping[Buffer, tuple[int, int]], moves: Iterable[Move]
+) -> dict[Buffer, tuple[int, int]]:
     """Lifetimes of buffers, with the time that their moves take."""
-    spans = lifetimes(steps.steps)
-    for move in steps.moves:
+    spans = dict(spans)
+    for move in moves:
         first, last = spans.get(move.buffer, (move.at, move.at))
         spans[move.buffer] = min(first, move.at), max(last, move.until)
     return spans
+
+
+def fullest(steps: StepList, place: str) -> tuple[int, int]:
+    """The step at which most of a memory is in use, and how much."""
+    change = np.zeros(len(steps.steps) + 2, np.int64)
+    for buffer, (first, last) in with_moves(lifetimes(steps.steps), steps.moves).items():
+        if buffer.place == place:
+            change[first] += buffer.size
+            change[last + 1] -= buffer.size
+    used = np.cumsum(change)
+    return int(used.argmax()), int(used.max())
 
 
 def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
@@ -101,8 +114,9 @@ def allocate(steps: StepList, vector_floor: int, tile_floor: int) -> Need:
     the order of steps is that of passes, so their lifetimes need nothing more. Inputs keep their places in the inbox,
     and outputs theirs in the outbox, because their transfers reach into the neighbouring steps.
     """
-    spans = spans_of(steps)
-    sums, parts = sum_spans(steps, lifetimes(steps.steps))
+    touched = lifetimes(steps.steps)
+    sums, parts = sum_spans(steps, touched)
+    spans = with_moves(touched, steps.moves)
     inbox = lay_out(dict.fromkeys(load.buffer for load in steps.loads))
     outbox = lay_out(dict.fromkeys(store.buffer for store in steps.stores))
     kept = {x.buffer for x in (*steps.loads, *steps.stores)}

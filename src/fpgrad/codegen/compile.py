@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fpgrad.codegen.again import compute_again
 from fpgrad.codegen.allocate import Need, align_up
 from fpgrad.codegen.batches import apart, named, share_of
 from fpgrad.codegen.control import check_memories, with_memories
@@ -23,6 +22,7 @@ from fpgrad.codegen.divide import Pieces
 from fpgrad.codegen.emit import Emitter
 from fpgrad.codegen.exchange import divide_sums, room_for_sums
 from fpgrad.codegen.external import Pace
+from fpgrad.codegen.geometry import LEAST, UNLIMITED
 from fpgrad.codegen.housekeeping import (
     CHUNK,
     housekeeping,
@@ -34,7 +34,8 @@ from fpgrad.codegen.housekeeping import (
 )
 from fpgrad.codegen.kernels import convolution_kernels
 from fpgrad.codegen.persistent import Persistent
-from fpgrad.codegen.plan import plan_function, plan_housekeeping
+from fpgrad.codegen.plan import CrowdedError, plan_function, plan_housekeeping
+from fpgrad.codegen.rematerialise import compute_again
 from fpgrad.codegen.select import Selector, select
 from fpgrad.codegen.steps import Buffer, Place, VectorStep
 from fpgrad.codegen.storage import Grid, Quantised, Stored
@@ -53,6 +54,9 @@ MAP_QUEUE = 32
 #: Parts of memory; what is summed in turns may take one.
 PARTS = 6
 
+#: Bands that inbox and outbox have room for, at least about.
+IN_FLIGHT = 8
+
 #: Slices of a kernel that would fill tile memory.
 SLICES = 16
 
@@ -69,6 +73,8 @@ class Machine:
         fixed: the machine exists already: use ``formats`` as it is, or fail.
         tiles, rows, masks: tiles, rows of vector memory and of mask memory on the chip at most; what finds no room
             waits in external memory. None: as many as it takes, or with ``fixed`` as many as there are.
+        inbox, outbox: rows of the buffers between external memory and the vector unit at most. What waits outside
+            comes and goes through them: in smaller pieces and later, where they are small. None: likewise.
         instructions: of a unit on the chip at most; a longer program streams in from external memory. None: 4096, as
             many as a memory can have. With ``fixed``, what the machine has decides.
     """
@@ -78,21 +84,33 @@ class Machine:
     tiles: int | None = None
     rows: int | None = None
     masks: int | None = None
+    inbox: int | None = None
+    outbox: int | None = None
     instructions: int | None = None
 
     @property
     def limits(self) -> Limits:
         """What the chip has room for, as far as something may be outside."""
         if not self.fixed:
-            return Limits(self.tiles, self.rows, self.masks)
+            return Limits(self.tiles, self.rows, self.masks, self.inbox, self.outbox)
         m = self.formats.memory
-        return Limits(m.tiles, m.vector_rows, m.mask_rows) if m.tile_dma else Limits()
+        if not m.tile_dma:
+            return Limits()
+        return Limits(m.tiles, m.vector_rows, m.mask_rows, m.inbox_rows, m.outbox_rows)
 
     @property
     def chunk(self) -> int:
         """Rows of what persists that are moved at a time."""
         memory = self.formats.memory
-        return min(CHUNK, memory.inbox_rows, memory.outbox_rows) if self.fixed else CHUNK
+        if self.fixed:
+            return min(CHUNK, memory.inbox_rows, memory.outbox_rows)
+        return min(CHUNK, self.inbox or CHUNK, self.outbox or CHUNK)
+
+    @property
+    def band(self) -> int:
+        """Tiles of a band at most, to begin with: inbox and outbox have room for some."""
+        limits = [n for n in (self.inbox, self.outbox) if n is not None and not self.fixed]
+        return min((n // self.formats.side // IN_FLIGHT for n in limits), default=UNLIMITED)
 
 
 def compile_functions(
@@ -112,8 +130,17 @@ def compile_functions(
         MemoryCapacityError: the given machine is too small; the message says how much is missing.
         ConfigError: its instruction memories are.
     """
+    machine = machine or Machine()
+    band = machine.band
     with uncollected():
-        return _compile(functions, machine or Machine())
+        while True:
+            try:
+                return _compile(functions, machine, band)
+            except CrowdedError as error:
+                smaller = min(band, error.piece // machine.formats.side) // 2
+                if smaller < LEAST:
+                    raise
+                band = smaller
 
 
 @contextmanager
@@ -129,7 +156,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(functions: Mapping[str, GraphFunction], machine: Machine) -> Program:
+def _compile(functions: Mapping[str, GraphFunction], machine: Machine, band: int) -> Program:
     config = machine.formats
     together = channels_shared(functions, config.cores)  # cores compute the same samples
     if config.cores > 1 and not together:
@@ -142,6 +169,7 @@ def _compile(functions: Mapping[str, GraphFunction], machine: Machine) -> Progra
         config.matrix.accumulator.safe_terms(config.matrix.tile),
         "vector" if machine.fixed and not config.memory.mask_rows else "mask",
     )
+    keep.band = band
     parted = {name: apart(function) for name, function in functions.items()}
     for function in parted.values():
         keep.find_blocks(function)
@@ -153,7 +181,9 @@ def _compile(functions: Mapping[str, GraphFunction], machine: Machine) -> Progra
         keep.parts |= {n: p for n, p in function.parts.items() if n in keep.states}
     if machine.limits.rows is not None:
         keep.send_out(int(machine.limits.rows * STATES))
-        keep.few_rows = machine.limits.rows // PARTS
+        keep.few_rows = keep.few_inputs = machine.limits.rows // PARTS
+    if machine.limits.inbox is not None and machine.limits.rows is not None:
+        keep.few_inputs = min(keep.few_inputs, machine.limits.inbox // PARTS)
     if machine.limits.tiles is not None:
         kernels = {k: n for f in parted.values() for k, n in convolution_kernels(f).items()}
         most = machine.limits.tiles // SLICES
@@ -170,7 +200,7 @@ def _compile(functions: Mapping[str, GraphFunction], machine: Machine) -> Progra
     floors: dict[Place, int] = {"vector": vector_floor, "tile": tile_floor}
     # In one direction no more than the port takes.
     words = min(float(config.memory.dram_rate), config.memory.dram_words_per_cycle)
-    pace = Pace(config.side, words / config.cores)
+    pace = Pace(config.side, words / config.cores, band)
     for steps in lists:
         room = room_for_sums(steps, config.memory if machine.fixed else None)
         pieces |= divide_sums(steps, config.side, room // 4)

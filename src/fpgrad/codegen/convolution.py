@@ -28,7 +28,7 @@ from fpgrad.codegen.geometry import (
 from fpgrad.codegen.kernels import Part, whole
 from fpgrad.codegen.names import layer_of, phase_of
 from fpgrad.codegen.products import product
-from fpgrad.codegen.steps import Access, Buffer, MatrixStep, TileWalk, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, MatrixStep, TileWalk, VectorStep, changed
 from fpgrad.codegen.storage import Quantised, Stored, ceil_div
 from fpgrad.errors import GraphError
 from fpgrad.graph import Node
@@ -119,8 +119,10 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
     if grid.kind != "tiles":
         step = by_tile_rows(step)
     channels = (x.shape[1], node.shape[1], node.attrs["groups"])
-    inside = reads_inside(node)
-    some_rows = regions(node.attrs["windows"], grid.m, grid.j, first=by_halo(node))
+    inside, across_all = reads_inside(node), bands(*channels, t)
+    some_rows = regions(
+        node.attrs["windows"], grid.m, grid.j, selector.keep.band, first=by_halo(node)
+    )
     for _, high in groupby(some_rows, lambda r: r.h):
         some = list(high)
         for kernel, region in product_of(kernels, some):
@@ -128,7 +130,7 @@ def conv_passes(selector: Selector, node: Node, step: VectorStep) -> list[Vector
             if not region.taps:
                 passes.append(without_product(across(here, kernel.first, kernel.count)))
                 continue
-            for band in bands(*channels, t):
+            for band in across_all:
                 mine = band.part(kernel.first, kernel.count) if sliced else band
                 part = across(here, mine.j, mine.count)
                 part.matrix = conv_product(node, region, mine, kernel, qx)
@@ -145,10 +147,10 @@ def conv_product(node: Node, region: Region, band: Band, kernel: Part, qx: Quant
     h, w, source = region.h, region.w, region.source
     tiles = Access(qx.buffer, s2=qx.grid.j, s1=band.step, offset=band.i, transposed=qx.transposed)
     read = region.read(tiles)
-    streamed = replace(read, s3=0, s2=read.s3, s1=read.s2, s0=band.step)
+    streamed = changed(read, s3=0, s2=read.s3, s1=read.s2, s0=band.step)
     across_taps = kernel.taps_across
     first = (h.tap * across_taps + w.tap) * kernel.tap
-    stationary = replace(
+    stationary = changed(
         kernel.walk,
         s0=kernel.j + band.step * kernel.i,
         offset=kernel.walk.offset + first + band.j * kernel.j + band.i * kernel.i,
@@ -177,15 +179,15 @@ def as_row(m: MatrixStep) -> MatrixStep:
     """A product with one column, as the row that is its transpose: T samples of one channel."""
 
     def flipped(w: TileWalk) -> TileWalk:
-        return replace(w, base=replace(w.base, transposed=not w.base.transposed))
+        return changed(w, base=changed(w.base, transposed=not w.base.transposed))
 
-    return replace(m, rows=1, streamed=flipped(m.stationary), stationary=flipped(m.streamed))
+    return changed(m, rows=1, streamed=flipped(m.stationary), stationary=flipped(m.streamed))
 
 
 def without_product(step: VectorStep) -> VectorStep:
     """A pass whose products are all padding: their sum is zero."""
     a, b, c, d = (Source.ZERO if v is Source.ACC else v for v in step.operands)
-    return replace(step, a=a, b=b, c=c, d=d, matrix=None)
+    return step.changed(a=a, b=b, c=c, d=d, matrix=None)
 
 
 # Sums that are too long for one instruction ------------------------------------------------------
@@ -219,7 +221,7 @@ def accumulate(
                     continue
                 assert step.target is not None
                 # Otherwise the tensor's own rows are written once, and may go out then.
-                partial = step.target if begun else replace(step.target, buffer=so_far)
+                partial = step.target if begun else changed(step.target, buffer=so_far)
                 if turn or begun:
                     step.c, step.alu = partial, Alu.ADD
                 if turn + 1 < len(turns):
@@ -257,7 +259,7 @@ def long_product(selector: Selector, node: Node) -> None:
     else:
         whole.matrix = product(selector, node)
         _, m, j = whole.matrix.outputs
-        passes, most = banded(whole), turn_of(selector, m + j)
+        passes, most = banded(whole, selector.keep.band), turn_of(selector, m + j)
     turns = [[s] if s.matrix is None else list(shorter(s, most)) for s in passes]
     accumulate(selector, node, [[some] for some in turns])
 
@@ -301,13 +303,12 @@ def _cut(step: VectorStep, outer: tuple[int, ...], loop: int, per: int) -> Itera
 
         def at(w: TileWalk, index: tuple[int, ...] = index) -> TileWalk:
             offset = sum(i * s for i, s in zip(index, w.terms, strict=False))
-            return replace(w, base=replace(w.base, offset=w.base.offset + offset))
+            return changed(w, base=changed(w.base, offset=w.base.offset + offset))
 
         piece = (*(1,) * loop, count, *m.terms[loop + 1 :])
         share = math.prod(piece) / m.length
-        yield replace(
-            step,
-            matrix=replace(
+        yield step.changed(
+            matrix=changed(
                 m,
                 terms=piece,
                 streamed=at(m.streamed),
@@ -344,7 +345,7 @@ def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None =
     groups: list[list[Turns]] = []
     most = turn_of(selector, qx.grid.j + qy.grid.j)
     if onto is None and sum(b.count * b.length for b in some) < per_tap * grid.j:
-        zero = replace(whole, a=Source.ZERO)
+        zero = whole.changed(a=Source.ZERO)
         selector.add(node, zero)
     output, source = maps(windows, qy.grid.m)
     inside = reads_inside(node)
@@ -401,8 +402,8 @@ def conv_weight(selector: Selector, node: Node, onto: tuple[Node, Node] | None =
                         matrix = as_row(matrix)
                     elif grid.rows == 1:
                         matrix.rows = 1
-                    pieces += shorter(replace(step, matrix=matrix), most)
-            groups[-1].append(pieces or [replace(step, a=Source.ZERO)])
+                    pieces += shorter(step.changed(matrix=matrix), most)
+            groups[-1].append(pieces or [step.changed(a=Source.ZERO)])
     if onto is not None:
         selector.stored[onto[0]] = stored
     accumulate(selector, node if onto is None else onto[0], groups, onto is not None)

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fpgrad.codegen.steps import Access, Buffer, Region, StepList, VectorStep, region
+from fpgrad.codegen.steps import (
+    Access,
+    Buffer,
+    Region,
+    StepList,
+    VectorStep,
+    changed,
+    region,
+)
 
 #: Places whose buffers are divided: a tile's other half may be read in any order of taps.
 DIVIDED = ("vector", "mask")
@@ -85,14 +93,14 @@ def moved(step: VectorStep, pieces: dict[Buffer, Pieces], side: int) -> VectorSt
     def at(a: Access, loops: tuple[int, ...]) -> Access:
         if a.buffer not in pieces:
             return a
-        piece, low = pieces[a.buffer].at(region(a, loops, side).low)
-        return replace(a, buffer=piece, offset=a.offset - region(a, loops, side).low + low)
+        first = region(a, loops, side).low
+        piece, low = pieces[a.buffer].at(first)
+        return changed(a, buffer=piece, offset=a.offset - first + low)
 
-    values = [at(v, step.loops) if isinstance(v, Access) else v for v in step.operands]
+    if not any(b in pieces for b in step.rows_touched()):
+        return step
+    a, b, c, d = (at(v, step.loops) if isinstance(v, Access) else v for v in step.operands)
     target = step.target
     if target is not None:
         target = at(target, (*step.loops[:3], 1) if step.reduce else step.loops)
-    if values == list(step.operands) and target is step.target:
-        return step
-    a, b, c, d = values
-    return replace(step, a=a, b=b, c=c, d=d, target=target)
+    return step.changed(a=a, b=b, c=c, d=d, target=target)

@@ -12,8 +12,6 @@ when so many rows lie between the two that the pipeline has passed them on.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fpgrad.codegen.schedule import transposed
 from fpgrad.codegen.steps import (
     Access,
@@ -59,6 +57,7 @@ SPACE = {
 }  # fmt: skip
 #: Memories that the vector unit both writes and reads.
 READ_BACK = ("vector", "mask")
+NO_TOKENS = Tokens()
 OPS = {"pass": VectorOp.PASS, "scalars": VectorOp.SCALARS, "seed": VectorOp.SEED}
 
 
@@ -78,11 +77,9 @@ class Emitter:
     def entry(self, steps: StepList, scalar_index: dict[str, int]) -> Entry:
         """Append one entry's instructions."""
         start = self.position()
-        vector = [self.vector(step, scalar_index) for step in steps.steps]
         fences = hazards(steps.steps, self.side)
-        vector = [replace(v, fence=int(f)) for v, f in zip(vector, fences, strict=True)]
-        waits: Counts = [{} for _ in vector]
-        signals: Counts = [{} for _ in vector]
+        waits: Counts = [{} for _ in steps.steps]
+        signals: Counts = [{} for _ in steps.steps]
 
         tokens = [[0] * 4 for _ in range(4)]
         sizes = {"spill": steps.spill_rows, "image": self.outside_rows}
@@ -95,14 +92,10 @@ class Emitter:
             self.add(Unit.STORE, store, name, "store", text)
         self.matrices(steps, signals)
 
-        for step, v, w, s in zip(steps.steps, vector, waits, signals, strict=True):
-            self.add(
-                Unit.VECTOR,
-                replace(v, wait=Tokens(**w), signal=Tokens(**s)),
-                step.layer,
-                step.phase,
-                step.text,
-            )
+        for step, fence, w, s in zip(steps.steps, fences, waits, signals, strict=True):
+            ordered = int(fence), counted(w), counted(s)
+            instruction = self.vector(step, scalar_index, ordered)
+            self.add(Unit.VECTOR, instruction, step.layer, step.phase, step.text)
         registers = tuple(transfers.registers)
         if len(registers) > 16:
             raise GraphError(
@@ -155,8 +148,13 @@ class Emitter:
 
     # Single instructions ------------------------------------------------------------------------
 
-    def vector(self, step: VectorStep, scalar_index: dict[str, int]) -> Vector:
-        """One vector instruction, without tokens."""
+    def vector(
+        self,
+        step: VectorStep,
+        scalar_index: dict[str, int],
+        ordered: tuple[int, Tokens, Tokens],
+    ) -> Vector:
+        """One vector instruction; ``ordered``: its fence, and the tokens that it takes and gives."""
         streams: list[Access] = []
         immediates: list[Immediate] = []
 
@@ -208,6 +206,7 @@ class Emitter:
             mask(step.lane_limit),
             target,
             tile,
+            *ordered,
         )
 
     def scalar(self, value: Scalar, index: dict[str, int]) -> Immediate:
@@ -222,6 +221,11 @@ class Emitter:
                 f"{step.layer}: the constant {value!r} is outside the range of the machine's numbers"
             )
         return Immediate(0, int(code))
+
+
+def counted(count: dict[str, int]) -> Tokens:
+    """Tokens by unit."""
+    return Tokens(**count) if count else NO_TOKENS
 
 
 def stream(a: Access) -> RowStream:

@@ -26,6 +26,7 @@ from fpgrad.codegen.steps import (
     Region,
     StepList,
     VectorStep,
+    changed,
 )
 from fpgrad.codegen.storage import Stored, Walk
 from fpgrad.graph import Node
@@ -91,6 +92,8 @@ def divide_sums(steps: StepList, side: int, chunk: int) -> dict[Buffer, Pieces]:
     chunk = max(chunk, side)
     large = [e for e in steps.exchanges if e.rows > max(chunk, SMALL)]
     rows = {b: chunk for e in large for b in (e.out, e.into)}
+    if not rows:
+        return {}
     steps.steps = [part for step in steps.steps for part in cut(step, rows)]
     touched: dict[Buffer, list[Region]] = {b: [] for b in rows}
     for step in steps.steps:
@@ -135,17 +138,17 @@ def tile_rows(step: VectorStep, first: int, count: int) -> VectorStep:
     n3, n2, n1, n0 = step.loops
     if count == n2:
         return step
-    part = moved(step, (n3, count, n1, n0), lambda a: replace(a, offset=a.offset + first * a.s2))
+    part = moved(step, (n3, count, n1, n0), lambda a: changed(a, offset=a.offset + first * a.s2))
     if first + count < n2:
         part.row_limit = part.row_limit if part.row_limit.loop != 2 else Limit()
         part.lane_limit = part.lane_limit if part.lane_limit.loop != 2 else Limit()
     m = step.matrix
     if m is not None:
         base = m.streamed.base
-        part.matrix = replace(
+        part.matrix = changed(
             m,
             outputs=(1, count, m.outputs[2]),
-            streamed=replace(m.streamed, base=replace(base, offset=base.offset + first * base.s1)),
+            streamed=changed(m.streamed, base=changed(base, offset=base.offset + first * base.s1)),
             useful_macs=share(m.useful_macs, first, count, n2),
         )
     return part
@@ -156,11 +159,11 @@ def tiles_across(step: VectorStep, first: int, count: int) -> VectorStep:
     part, m, n1 = across(step, first, count), step.matrix, step.loops[2]
     if m is not None and count < n1:
         base = m.stationary.base
-        moved_base = replace(base, offset=base.offset + first * base.s0)
-        part.matrix = replace(
+        moved_base = changed(base, offset=base.offset + first * base.s0)
+        part.matrix = changed(
             m,
             outputs=(*m.outputs[:2], count),
-            stationary=replace(m.stationary, base=moved_base),
+            stationary=changed(m.stationary, base=moved_base),
             useful_macs=share(m.useful_macs, first, count, n1),
         )
     return part

@@ -9,13 +9,14 @@ no directory.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from math import ceil, gcd, lcm
+from operator import attrgetter
 from typing import Literal
 
-from fpgrad.codegen.geometry import BAND, band_of
+from fpgrad.codegen.geometry import BAND, UNLIMITED, band_of
 from fpgrad.codegen.steps import (
     MASK_ROWS,
     Access,
@@ -26,6 +27,7 @@ from fpgrad.codegen.steps import (
     TileWalk,
     VectorStep,
     block_rows,
+    changed,
 )
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import GraphError
@@ -34,7 +36,7 @@ from fpgrad.isa.instructions import COUNT_BITS
 #: Tiles' worth of cycles that a load is begun ahead of its first use, besides those that it takes.
 AHEAD = BAND
 
-#: Steps after which a copy that nothing has read is given up, and loaded again when it is needed.
+#: Steps for which a copy that nothing has read is kept.
 NEAR = 40
 
 #: Copies of one tensor that are kept at a time.
@@ -54,43 +56,52 @@ PLACES: dict[Place, tuple[Place, Place]] = {
     "inbox": ("inbox", "inbox"),
 }
 
+LOW, HIGH = attrgetter("low"), attrgetter("high")
+
 Mode = Literal["late", "bands", "state"]
 """What of a tensor is outside. late: it stays on the chip until those who read it first have done so, and comes back
 for the others; bands: every piece goes out when it is written, and stays only for readers that need no other piece;
 state: it persists outside, what is read is what was there before, and what is written takes its place."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Uses:
-    """Which pieces of a tensor are written and read by which step, in the order of steps."""
+    """Which pieces of a tensor, of ``band`` tiles at most, are written and read by which step, in the order of steps."""
 
     buffer: Buffer
+    band: int
     written: list[tuple[int, Region]] = field(default_factory=list)
     read: list[tuple[int, Region]] = field(default_factory=list)
 
     @property
     def span(self) -> tuple[int, int]:
         """First and last step that touches it."""
-        steps = [i for i, _ in (*self.written, *self.read)]
+        steps = [
+            i for i, _ in (*self.written[:1], *self.written[-1:], *self.read[:1], *self.read[-1:])
+        ]
         return min(steps), max(steps)
 
-    @property
+    @cached_property
+    def pieces(self) -> list[Copy]:
+        """What goes out together; to be asked when all uses are known."""
+        return groups(self.written, self.band)
+
+    @cached_property
     def complete(self) -> bool:
         """Whether each piece is finished before any of it is read, and never changed afterwards."""
         if not self.read or not self.written:
             return False
-        found = groups(self.written)
-        return all(g.last < i for i, r in self.read for g in met(found, r.low, r.high))
+        return all(g.last < i for i, r in self.read for g in met(self.pieces, r.low, r.high))
 
     def hurried(self) -> Uses:
         """As if every piece were finished before it is read, which an order that knows of it will see to."""
         written: list[tuple[int, Region]] = []
-        for group in groups(self.written):
+        for group in self.pieces:
             limit = min((i for i, r in self.read if group.meets(r.low, r.high)), default=None)
             for i, r in self.written:
                 if group.covers(r):
                     written.append((i if limit is None else min(i, limit - 1), r))
-        return Uses(self.buffer, written, self.read)
+        return Uses(self.buffer, self.band, written, self.read)
 
 
 @dataclass
@@ -147,15 +158,28 @@ class Pace:
     Args:
         side: T.
         words: 32-bit words a cycle between a core and external memory, which all cores use at the same time.
+        band: tiles that go out together, at most.
+        early: how early things are loaded, and how long they are kept.
     """
 
     side: int
     words: float
+    band: int = UNLIMITED
+    early: float = 1
 
     @property
     def ahead(self) -> int:
         """Cycles that a move is given besides those that it takes."""
-        return AHEAD * self.side
+        return int(self.early * AHEAD * self.side)
+
+    @property
+    def near(self) -> int:
+        """Steps after which a copy that nothing has read is given up, and loaded again when it is needed."""
+        return int(self.early * NEAR)
+
+    def band_rows(self, buffer: Buffer) -> int:
+        """Rows or tiles of a tensor that go out together, about."""
+        return band_rows(buffer, self.band)
 
     def cycles(self, place: Place, size: int) -> int:
         """Cycles to move rows or tiles, a row a cycle at most."""
@@ -185,9 +209,10 @@ class Clock:
         return min(self.steps - 1, bisect_left(starts, self.timeline.ends[step] + cycles))
 
 
-def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
+def uses_of(steps: Sequence[VectorStep], pace: Pace) -> dict[Buffer, Uses]:
     """Uses of every buffer that could be outside."""
     found: dict[Buffer, Uses] = {}
+    side = pace.side
     for i, step in enumerate(steps):
         written = step.tiles_written(side) + step.rows_written(side)
         read = step.tiles_read(side) + step.rows_read(side)
@@ -195,7 +220,7 @@ def uses_of(steps: Sequence[VectorStep], side: int) -> dict[Buffer, Uses]:
             for r in regions:
                 mine = r.buffer.place in PLACES and r.buffer.place != "inbox"
                 if r.buffer.outside or (mine and not r.buffer.persistent):
-                    uses = found.setdefault(r.buffer, Uses(r.buffer))
+                    uses = found.setdefault(r.buffer, Uses(r.buffer, pace.band))
                     (uses.written if writes else uses.read).append((i, r))
     return found
 
@@ -209,12 +234,12 @@ def joined(regions: Sequence[Region]) -> list[Region]:
     return list(found.values())
 
 
-def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
+def groups(written: Sequence[tuple[int, Region]], band: int) -> list[Copy]:
     """What is written together, as the pieces that are stored together: the same ones for any order of the steps."""
     found: list[Copy] = []
     for i, r in sorted(written, key=lambda x: x[1].low):
         last = found[-1] if found else None
-        if last is not None and (r.low <= last.high or beside(last, r)):
+        if last is not None and (r.low <= last.high or beside(last, r, band)):
             last.high = max(last.high, r.high)
             last.first, last.last = min(last.first, i), max(last.last, i)
         else:
@@ -227,19 +252,26 @@ def groups(written: Sequence[tuple[int, Region]]) -> list[Copy]:
 
 def met(found: Sequence[Copy], low: int, high: int) -> Sequence[Copy]:
     """Of pieces that lie one behind the other, those that have any of the rows ``low`` to ``high``."""
-    first = bisect_left(found, low, key=lambda g: g.high)
-    return found[first : bisect_right(found, high, key=lambda g: g.low)]
+    return found[which(found, low, high)]
 
 
-def beside(group: Copy, r: Region) -> bool:
+def which(found: Sequence[Copy], low: int, high: int) -> slice:
+    """Where those are."""
+    first, end = bisect_left(found, low, key=HIGH), len(found)
+    if first < end and found[first].high >= high:
+        return slice(first, first + (found[first].low <= high))
+    return slice(first, bisect_right(found, high, first, key=LOW))
+
+
+def beside(group: Copy, r: Region, band: int) -> bool:
     """Whether a region follows a piece, and both together are no more than a band."""
-    return r.low == group.high + 1 and r.high - group.low < band_rows(r.buffer)
+    return r.low == group.high + 1 and r.high - group.low < band_rows(r.buffer, band)
 
 
-def band_rows(buffer: Buffer) -> int:
+def band_rows(buffer: Buffer, band: int) -> int:
     """Rows or tiles of a tensor that go out together, about."""
     tile = 1 if buffer.place == "tile" else buffer.align
-    return band_of(buffer.size // tile) * tile
+    return band_of(buffer.size // tile, band) * tile
 
 
 def piece(buffer: Buffer, low: int, high: int, place: Place) -> Buffer:
@@ -253,7 +285,7 @@ def plan(uses: Uses, mode: Mode, clock: Clock, row: int) -> Plan | None:
     Args:
         mode: which of its pieces are outside.
     """
-    written = groups(uses.written)
+    written = uses.pieces
     reads = sorted(uses.read, key=lambda x: x[0])
     if uses.buffer.slice is not None:
         everything = Region(uses.buffer, 0, uses.buffer.size - 1)
@@ -303,9 +335,14 @@ class _Planner:
         direct = PLACES[self.buffer.place][0] == PLACES[self.buffer.place][1]
         later: list[tuple[int, Region]] = []
         for i, r in reads:
-            group = next((g for g in self.written if g.covers(r)), None)
-            if direct and group is not None and i - group.last <= NEAR:
-                self.plan.reads[i] = group
+            found = met(self.written, r.low, r.high)
+            if (
+                direct
+                and found
+                and found[0].covers(r)
+                and i - found[0].last <= self.clock.pace.near
+            ):
+                self.plan.reads[i] = found[0]
             else:
                 later.append((i, r))
         for n in range(len(later)):
@@ -319,7 +356,7 @@ class _Planner:
         far = (
             n
             for n in range(1, len(reads))
-            if reads[n][0] > finished and reads[n][0] - reads[n - 1][0] > NEAR
+            if reads[n][0] > finished and reads[n][0] - reads[n - 1][0] > self.clock.pace.near
         )
         n = next(far, None)
         if n is None or self.buffer.place == "vector":
@@ -383,7 +420,7 @@ class _Planner:
 
     def group(self, r: Region) -> Copy:
         """The piece that a step writes."""
-        return next(g for g in self.written if g.covers(r))
+        return met(self.written, r.low, r.high)[0]
 
     def store_all(self) -> bool:
         """Stores of all pieces; whether the step is long enough for them."""
@@ -397,7 +434,9 @@ class _Planner:
     def read(self, later: Sequence[tuple[int, Region]]) -> None:
         """Let the first of these steps find a copy: one that is there, or one that is loaded for it."""
         i, r = later[0]
-        copy = next((c for c in self.copies if c.covers(r) and i - c.last <= NEAR), None)
+        copy = next(
+            (c for c in self.copies if c.covers(r) and i - c.last <= self.clock.pace.near), None
+        )
         if copy is None:
             low, high = self.wanted(later)
             sources = self.sources(low, high)
@@ -433,7 +472,7 @@ class _Planner:
         low, high = first.low, first.high
         most = 2 * (high - low + 1)
         for i, r in reads[1:]:
-            if i - now > NEAR:
+            if i - now > self.clock.pace.near:
                 break
             both = min(low, r.low), max(high, r.high)
             there = all(m.at < now for m in self.sources(*both))
@@ -443,10 +482,7 @@ class _Planner:
 
     def sources(self, low: int, high: int) -> list[Move]:
         """The stores of some rows or tiles. A state is stored after it was read: it has none yet."""
-        if not self.stores:
-            return []
-        first = bisect_left(self.written, low, key=lambda g: g.high)
-        return self.stores[first : bisect_right(self.written, high, key=lambda g: g.low)]
+        return self.stores[which(self.written, low, high)] if self.stores else []
 
     def cycles(self, size: int) -> int:
         """Cycles to move so many rows or tiles."""
@@ -471,22 +507,21 @@ class _Planner:
 
 
 def relocated(
-    step: VectorStep, buffer: Buffer, written: Copy | None, read: Copy | None
+    step: VectorStep, written: Mapping[Buffer, Copy], read: Mapping[Buffer, Copy]
 ) -> VectorStep:
-    """A step that finds a tensor in copies of parts of it."""
+    """A step that finds tensors in copies of parts of them."""
 
-    def at(a: Access, copy: Copy | None) -> Access:
-        if copy is None or a.buffer is not buffer:
-            return a
-        return replace(a, buffer=copy.buffer, offset=a.offset - copy.low)
+    def at(a: Access, copies: Mapping[Buffer, Copy]) -> Access:
+        copy = copies.get(a.buffer)
+        return a if copy is None else changed(a, buffer=copy.buffer, offset=a.offset - copy.low)
 
     def walk(w: TileWalk) -> TileWalk:
-        return replace(w, base=at(w.base, read))
+        return changed(w, base=at(w.base, read))
 
     m = step.matrix
-    if m is not None and read is not None:
-        m = replace(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
+    if m is not None and read:
+        m = changed(m, streamed=walk(m.streamed), stationary=walk(m.stationary))
     a, b, c, d = (at(v, read) if isinstance(v, Access) else v for v in step.operands)
     target = None if step.target is None else at(step.target, written)
     tile = None if step.tile is None else at(step.tile, written)
-    return replace(step, a=a, b=b, c=c, d=d, matrix=m, target=target, tile=tile)
+    return step.changed(a=a, b=b, c=c, d=d, matrix=m, target=target, tile=tile)

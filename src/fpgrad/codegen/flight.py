@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fpgrad.codegen.steps import Buffer, Exchange
 
 if TYPE_CHECKING:
-    from fpgrad.codegen.schedule import Item
+    from fpgrad.codegen.dependencies import Item
 
 #: Cycles from the last row of a part to the first of its sum, and for each of its rows. Estimates, for ordering alone.
 LATENCY = 100
@@ -37,6 +37,8 @@ class Sums:
 
 def add_waits(items: Sequence[Item], sums: Sums) -> None:
     """Let the readers of sums come after the writers of their parts, by as much as the way takes; the inputs, too."""
+    if not sums.exchanges:
+        return
     writers: dict[Buffer, list[Item]] = defaultdict(list)
     readers: dict[Buffer, list[Item]] = defaultdict(list)
     for item in items:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
-from fpgrad.codegen.steps import Access, Limit, VectorStep
+from fpgrad.codegen.steps import Access, Limit, VectorStep, changed
 from fpgrad.graph import Window
 
 #: Tile rows times tiles across in one pass over a map, at least about: enough to hide what an instruction costs, few
@@ -21,6 +22,12 @@ BAND = 128
 
 #: Bands of a map, at most about; those of a large one are larger.
 BANDS = 128
+
+#: Where there is little room, a band is smaller, but no less than this.
+LEAST = 32
+
+#: More tiles than any band has.
+UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,17 @@ class Segment:
         )
 
 
-def band_of(tiles: int) -> int:
-    """Tiles in a band of a map that has so many."""
-    return max(BAND, 1 << (2 * tiles // BANDS + 1).bit_length() - 1)
+def band_of(tiles: int, most: int = UNLIMITED) -> int:
+    """Tiles in a band of a map that has so many, where a band may have ``most``."""
+    return min(max(LEAST, most), max(BAND, 1 << (2 * tiles // BANDS + 1).bit_length() - 1))
 
 
 Reads = tuple[tuple[int, int], ...]
 """The taps of an output that exist, each with its source."""
 
 
-def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
+@lru_cache(maxsize=1024)
+def segments(window: Window, *, taps_matter: bool = True) -> tuple[Segment, ...]:
     """All outputs of an axis, those that read nothing too, in as few segments as their spacing allows.
 
     Args:
@@ -66,7 +74,7 @@ def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
     """
     reads: dict[int, Reads] = {o: tuple(window.reads(o)) for o in range(window.out)}
 
-    def by_taps() -> list[Segment]:
+    def by_taps() -> tuple[Segment, ...]:
         return _grouped(reads, lambda pairs: tuple(r for r, _ in pairs))
 
     if taps_matter:
@@ -75,7 +83,8 @@ def segments(window: Window, *, taps_matter: bool = True) -> list[Segment]:
     return by_sources if len(by_sources) == 1 else min(by_taps(), by_sources, key=len)
 
 
-def tap_segments(window: Window, tap: int) -> list[Segment]:
+@lru_cache(maxsize=1024)
+def tap_segments(window: Window, tap: int) -> tuple[Segment, ...]:
     """The outputs that read one tap."""
     reads: dict[int, Reads] = {
         o: ((tap, x),) for o in range(window.out) if (x := window.source(o, tap)) is not None
@@ -83,7 +92,9 @@ def tap_segments(window: Window, tap: int) -> list[Segment]:
     return _grouped(reads, lambda _: ())
 
 
-def _grouped(reads: dict[int, Reads], key: Callable[[Reads], tuple[int, ...]]) -> list[Segment]:
+def _grouped(
+    reads: dict[int, Reads], key: Callable[[Reads], tuple[int, ...]]
+) -> tuple[Segment, ...]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for o, pairs in reads.items():
         groups.setdefault(key(pairs), []).append(o)
@@ -92,7 +103,7 @@ def _grouped(reads: dict[int, Reads], key: Callable[[Reads], tuple[int, ...]]) -
         for outputs in groups.values()
         for segment in _affine([(o, reads[o]) for o in outputs])
     ]
-    return sorted(found, key=lambda s: s.first)
+    return tuple(sorted(found, key=lambda s: s.first))
 
 
 def _affine(outputs: list[tuple[int, Reads]]) -> list[Segment]:
@@ -170,7 +181,7 @@ class Region:
 
     def written(self, a: Access) -> Access:
         """A walk over the whole output (s2 from tile row to tile row), here."""
-        return replace(
+        return changed(
             a,
             s3=a.s2 * self.output.walk(self.h.step, 0),
             s2=a.s2 * self.column_stride(self.output, self.w.step),
@@ -181,7 +192,7 @@ class Region:
         """A walk over the whole source: what the output positions here read by these of their taps."""
         h = self.h.source + tap_h * self.h.tap_move
         w = self.w.source + tap_w * self.w.tap_move
-        return replace(
+        return changed(
             a,
             s3=a.s2 * self.source.walk(self.h.move, 0),
             s2=a.s2 * self.column_stride(self.source, self.w.move),
@@ -200,6 +211,7 @@ def regions(
     windows: tuple[Window, Window],
     tile_rows: int,
     across: int,
+    most: int = UNLIMITED,
     *,
     taps_matter: bool = True,
     first: tuple[int, int] | None = None,
@@ -207,11 +219,11 @@ def regions(
     """All output positions, in regions of about a band at most.
 
     Args:
-        tile_rows, across: the output's tiles.
+        tile_rows, across: the output's tiles. most: those of a band.
         first: rows from the one to before the other come first, by themselves.
     """
     output, source = maps(windows, tile_rows)
-    rows = max(1, band_of(tile_rows * across) // (output.width * output.samples * across))
+    rows = max(1, band_of(tile_rows * across, most) // (output.width * output.samples * across))
     high = [part for s in segments(windows[0], taps_matter=taps_matter) for part in cut(s, rows)]
     begin, end = first or (0, windows[0].out)
     high = [part for s in high for part in apart(s, (begin, end))]
@@ -259,7 +271,7 @@ def by_tile_rows(step: VectorStep) -> VectorStep:
 
 def columns(a: Access) -> Access:
     """A walk over packed samples, from tile row to tile row."""
-    return replace(a, s2=a.s1, s1=0)
+    return changed(a, s2=a.s1, s1=0)
 
 
 def restricted(step: VectorStep, region: Region) -> VectorStep:
@@ -273,7 +285,7 @@ def across(step: VectorStep, first: int, count: int) -> VectorStep:
     n3, n2, n1, n0 = step.loops
     if count == n1:
         return step
-    part = moved(step, (n3, n2, count, n0), lambda a: replace(a, offset=a.offset + first * a.s1))
+    part = moved(step, (n3, n2, count, n0), lambda a: changed(a, offset=a.offset + first * a.s1))
     if first + count < n1 and part.lane_limit.loop == 1:
         part.lane_limit = Limit()
     if first + count < n1 and part.row_limit.loop == 1:
@@ -284,8 +296,7 @@ def across(step: VectorStep, first: int, count: int) -> VectorStep:
 def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Access]) -> VectorStep:
     """A step with other loops, and ``at`` applied to all its walks over memory."""
     a, b, c, d = (at(v) if isinstance(v, Access) else v for v in step.operands)
-    return replace(
-        step,
+    return step.changed(
         loops=loops,
         a=a,
         b=b,
@@ -296,10 +307,10 @@ def moved(step: VectorStep, loops: tuple[int, ...], at: Callable[[Access], Acces
     )
 
 
-def banded(step: VectorStep) -> list[VectorStep]:
-    """A pass over many tile rows as passes over about a band each, with their products."""
+def banded(step: VectorStep, most: int = UNLIMITED) -> list[VectorStep]:
+    """A pass over many tile rows as passes over about a band each, of ``most`` tiles, with their products."""
     n3, n2, n1, n0 = step.loops
-    rows = max(1, band_of(n2 * n1) // n1)
+    rows = max(1, band_of(n2 * n1, most) // n1)
     if n3 > 1 or n2 <= 2 * rows:
         return [step]
     parts: list[VectorStep] = []
@@ -308,7 +319,7 @@ def banded(step: VectorStep) -> list[VectorStep]:
         part = moved(
             step,
             (1, count, n1, n0),
-            lambda a, first=first: replace(a, offset=a.offset + first * a.s2),
+            lambda a, first=first: changed(a, offset=a.offset + first * a.s2),
         )
         if first + count < n2:
             part.row_limit = part.row_limit if part.row_limit.loop != 2 else Limit()
@@ -316,11 +327,11 @@ def banded(step: VectorStep) -> list[VectorStep]:
         m = step.matrix
         if m is not None:
             streamed = m.streamed.base
-            moved_base = replace(streamed, offset=streamed.offset + first * streamed.s1)
-            part.matrix = replace(
+            moved_base = changed(streamed, offset=streamed.offset + first * streamed.s1)
+            part.matrix = changed(
                 m,
                 outputs=(1, count, m.outputs[2]),
-                streamed=replace(m.streamed, base=moved_base),
+                streamed=changed(m.streamed, base=moved_base),
                 useful_macs=m.useful_macs * count // n2,
             )
         parts.append(part)

@@ -130,7 +130,7 @@ def load_image(selector: Selector, node: Node, image: Image, band: Band | None =
     grid = Grid(samples, features, t)
     buffer = Buffer(node.name, "inbox", samples // t * lines * t, t)
     loads = selector.out.loads
-    if buffer.size > selector.keep.few_rows:
+    if buffer.size > selector.keep.few_inputs:
         # It comes in pieces, when they are needed.
         buffer.outside, buffer.align = True, t * lines // rows
         loads = selector.out.fetches
@@ -218,7 +218,7 @@ def unfold(selector: Selector, root: Node, node: Node, scale: Value) -> None:
             selector.add(root, VectorStep((grid.m, 1, tail), Source.ZERO, target=target))
     joined = w.dilation == 1 or w.taps == 1
     inner = (h.taps, w.taps * channels) if joined else (w.taps, channels)
-    band = max(1, band_of(grid.tile_count) // (output.width * grid.j))
+    band = max(1, band_of(grid.tile_count, selector.keep.band) // (output.width * grid.j))
     for m in range(output.samples):
         for r in range(1 if joined else h.taps):
             if not joined and tiles is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpgrad.codegen.batches import Share, share_of
+from fpgrad.codegen.geometry import UNLIMITED
 from fpgrad.codegen.kernels import Layout
 from fpgrad.codegen.steps import Buffer, Place
 from fpgrad.codegen.storage import Grid, Quantised, Stored
@@ -33,6 +34,8 @@ class Persistent:
         terms: products that a sum may have without any risk of saturating the accumulators.
         bits: the memory for tensors of zeros and ones.
         few_rows: rows of vector memory that a single sum in turns may take.
+        few_inputs: rows of the inbox that an input may take; larger ones come in pieces.
+        band: tiles that a pass over a map goes through at most, about.
         blocks: of tensors whose rows are in blocks, how many.
         outside: names of the states that live in external memory.
         shares: micro-batches of metrics' states, by name; inside: where the rows of each lie in those of the whole.
@@ -44,6 +47,8 @@ class Persistent:
     terms: int = 128
     bits: Place = "mask"
     few_rows: int = MANY
+    few_inputs: int = MANY
+    band: int = UNLIMITED
     blocks: dict[Node, int] = field(default_factory=dict)
     states: dict[str, Stored] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)

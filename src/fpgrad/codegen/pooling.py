@@ -6,11 +6,10 @@ many taps, such as the whole map, is one reducing pass instead.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fpgrad.codegen.geometry import Region, band_of, by_tile_rows, columns, regions, restricted
-from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep
+from fpgrad.codegen.steps import WAYS, Access, Buffer, Place, Value, VectorStep, changed
 from fpgrad.codegen.storage import Walk, ceil_div
 from fpgrad.graph import Node
 from fpgrad.graph.window import transposed
@@ -38,7 +37,9 @@ def pool(selector: Selector, node: Node) -> None:
             step, whole = by_tile_rows(step), columns(whole)
         scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
-        for region in regions(node.attrs["windows"], grid.m, grid.j, taps_matter=False):
+        for region in regions(
+            node.attrs["windows"], grid.m, grid.j, selector.keep.band, taps_matter=False
+        ):
             here = restricted(step, region)
             if region.taps >= MANY and region.h.count * region.w.count == 1 and row_of_taps(region):
                 found += reduce(node, here, region, whole, alu)
@@ -79,15 +80,15 @@ def fold(last: VectorStep, scratch: Access, views: list[Access], alu: Alu) -> li
     """Combine views one by one; ``last`` is the pass that writes the result."""
     if len(views) < 2:
         value: Value = views[0] if views else Source.ZERO
-        return [replace(last, a=value)]
+        return [last.changed(a=value)]
     so_far: Value = views[0]
     found: list[VectorStep] = []
     for view in views[1:-1]:
         found.append(
-            replace(last, a=so_far, c=view, alu=alu, target=scratch, tile=None, text="pool")
+            last.changed(a=so_far, c=view, alu=alu, target=scratch, tile=None, text="pool")
         )
         so_far = scratch
-    return [*found, replace(last, a=so_far, c=views[-1], alu=alu)]
+    return [*found, last.changed(a=so_far, c=views[-1], alu=alu)]
 
 
 def row_of_taps(region: Region) -> bool:
@@ -135,10 +136,10 @@ def reduce(
         partial = fewer
     pairs = Access(partial, s1=WAYS, s0=1)
     second = VectorStep(
-        (1, count, 2), pairs, c=replace(pairs, offset=2), alu=alu, target=Access(half, s1=2, s0=1)
+        (1, count, 2), pairs, c=changed(pairs, offset=2), alu=alu, target=Access(half, s1=2, s0=1)
     )
     halves = Access(half, s2=across * rows * 2, s1=rows * 2, s0=2)
-    third = replace(last, a=halves, c=replace(halves, offset=1), alu=alu)
+    third = last.changed(a=halves, c=changed(halves, offset=1), alu=alu)
     for step in (*steps, second):
         step.layer, step.phase, step.text = last.layer, last.phase, "pool"
     return [*steps, second, third]
@@ -160,16 +161,15 @@ def max_gradient(selector: Selector, node: Node) -> None:
             at_x, at_y, at_dy = columns(at_x), columns(at_y), columns(at_dy)
         scratch = scratch_of(selector, node)
         found: list[VectorStep] = []
-        for region in regions(windows, grid.m, grid.j, taps_matter=False):
+        for region in regions(windows, grid.m, grid.j, selector.keep.band, taps_matter=False):
             here = restricted(step, region)
             taps = [(r, s) for r in range(region.h.taps) for s in range(region.w.taps)]
             if not taps:
-                found.append(replace(here, a=Source.ZERO))
+                found.append(here.changed(a=Source.ZERO))
             for i, tap in enumerate(taps):
                 marked = dense(here, f"{node.name} mask", selector.keep.bits, selector.t)
                 found.append(
-                    replace(
-                        here,
+                    here.changed(
                         a=region.written(at_x),
                         c=region.read(at_y, *tap),
                         alu=Alu.EQ,
@@ -182,7 +182,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
                 whole = len(taps) == 1
                 end = i == len(taps) - 1
                 piece = dense(here, f"{node.name} part", "vector", selector.t)
-                gated = replace(here, a=region.read(at_dy, *tap), c=marked, alu=Alu.GATE)
+                gated = here.changed(a=region.read(at_dy, *tap), c=marked, alu=Alu.GATE)
                 if not whole:
                     # The first piece begins the sum, the others are added to it.
                     gated.target = piece if i else region.written(scratch)
@@ -190,7 +190,7 @@ def max_gradient(selector: Selector, node: Node) -> None:
                 found.append(gated)
                 if i:
                     so_far = region.written(scratch)
-                    total = replace(here, a=so_far, c=piece, alu=Alu.ADD)
+                    total = here.changed(a=so_far, c=piece, alu=Alu.ADD)
                     if not end:
                         total.target, total.tile = so_far, None
                     found.append(total)

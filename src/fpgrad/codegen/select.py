@@ -265,7 +265,7 @@ class Selector:
         step: VectorStep,
         walk: Walk,
         stored: Stored | None,
-        passes: Callable[[VectorStep], list[VectorStep]] = banded,
+        passes: Callable[[VectorStep], list[VectorStep]] | None = None,
     ) -> None:
         """Finish a pass that computes ``node``: limits, targets and names; ``passes`` makes several of it."""
         grid = self.keep.grid(node)
@@ -282,7 +282,7 @@ class Selector:
             self.stored[node] = stored
         step.layer, step.phase = layer_of(node), phase_of(node)
         step.text = step.text or f"{node.name}: {node.op}"
-        self.out.steps += passes(step)
+        self.out.steps += banded(step, self.keep.band) if passes is None else passes(step)
 
     def add(self, node: Node, step: VectorStep) -> None:
         """Append a pass that works for ``node``."""
@@ -422,7 +422,7 @@ class Selector:
         step: VectorStep,
         matmul: Node | None,
         walk: Walk,
-        passes: Callable[[VectorStep], list[VectorStep]] = banded,
+        passes: Callable[[VectorStep], list[VectorStep]] | None = None,
     ) -> None:
         """Give a pass its product (a matmul or conv) and its targets, and emit it.
 

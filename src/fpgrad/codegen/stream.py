@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
+from typing import Literal
 
 import numpy as np
 
+from fpgrad.codegen.allocate import Need
 from fpgrad.codegen.divide import Pieces
-from fpgrad.codegen.external import Clock, Mode, Pace, Plan, plan, relocated, uses_of
-from fpgrad.codegen.steps import Access, Buffer, Place, StepList, VectorStep
+from fpgrad.codegen.external import Clock, Copy, Mode, Pace, Plan, plan, relocated, uses_of
+from fpgrad.codegen.steps import Access, Buffer, Move, Place, StepList, VectorStep
 from fpgrad.codegen.timeline import Timeline
 from fpgrad.errors import MemoryCapacityError
 from fpgrad.isa.instructions import Source
@@ -17,7 +19,7 @@ from fpgrad.isa.instructions import Source
 #: What may be outside, from the least traffic to the most.
 MODES: tuple[Mode, ...] = ("late", "bands")
 
-#: What is larger than a part of the room like this is outside from the start, in a long list of steps.
+#: What is larger than a part of the room like this will hardly stay on the chip.
 LARGE = 8
 
 #: Orders that are tried at most; each is made for what was outside in the one before.
@@ -32,23 +34,37 @@ Reorder = Callable[[list[VectorStep], Collection[Buffer]], Timeline]
 
 @dataclass(frozen=True)
 class Limits:
-    """Tiles, rows of vector memory and of mask memory on the chip at most, those that persist included."""
+    """Tiles, rows of vector memory and of mask memory on the chip at most, those that persist included; rows of inbox and
+    outbox."""
 
     tiles: int | None = None
     rows: int | None = None
     masks: int | None = None
+    inbox: int | None = None
+    outbox: int | None = None
 
     def less(self, share: float) -> Limits:
-        """Limits that leave a share free."""
+        """Limits that leave a share free for gaps between places."""
         return Limits(*(n if n is None else int(n * (1 - share)) for n in astuple(self)))
 
-    def hold(self, tiles: int, rows: int, masks: int) -> bool:
-        """Whether so many are no more than there may be."""
-        used = (tiles, rows, masks)
-        return all(n is None or x <= n for n, x in zip(astuple(self), used, strict=True))
+    def hold(self, need: Need) -> bool:
+        """Whether what is needed besides inbox and outbox is no more than there may be."""
+        pairs = (
+            (self.tiles, need.tiles), (self.rows, need.vector_rows), (self.masks, need.mask_rows)
+        )  # fmt: skip
+        return all(n is None or x <= n for n, x in pairs)
+
+    def crowded(self, need: Need) -> list[Literal["inbox", "outbox"]]:
+        """Which of inbox and outbox would have to be larger."""
+        found: list[Literal["inbox", "outbox"]] = []
+        if self.inbox is not None and need.inbox_rows > self.inbox:
+            found.append("inbox")
+        if self.outbox is not None and need.outbox_rows > self.outbox:
+            found.append("outbox")
+        return found
 
     def of(self) -> dict[Place, int]:
-        """The limits by place; without those that are None."""
+        """The limits by place; without those that are None, and without inbox and outbox: they hold what is on its way."""
         limits: dict[Place, int | None] = {
             "tile": self.tiles, "vector": self.rows, "mask": self.masks
         }  # fmt: skip
@@ -67,59 +83,80 @@ def begin(steps: StepList) -> None:
         steps.steps = [start, *steps.steps]
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """An order of the steps, and the tensors that it was made to have outside."""
+
+    timeline: Timeline
+    modes: Mapping[Buffer, Mode] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> list[Buffer]:
+        """Tensors that are outside in pieces, for which the order leaves time to come back."""
+        return [b for b, mode in self.modes.items() if mode == "bands"]
+
+
 def fit(
     steps: StepList,
-    first: Timeline | None,
+    first: Ordered,
     floors: Mapping[Place, int],
     limits: Limits,
     pace: Pace,
     reorder: Reorder,
-) -> dict[Buffer, Pieces]:
+) -> tuple[dict[Buffer, Pieces], Ordered]:
     """Order steps, and send as many tensors out as it takes for the others to fit the chip.
 
     Args:
         steps: in the order of selection.
-        first: an order for the case that nothing is outside; None: much will be, and an order is made for what is large.
+        first: an order to begin with.
         floors: what persists, by place.
         reorder: orders the steps anew when it is known what is outside.
 
     Returns:
-        the pieces in which the tensors outside are written.
+        the pieces in which the tensors outside are written, and the order.
 
     Raises:
         MemoryCapacityError: what a few steps need at once does not fit.
     """
     selected = steps.steps
     room: dict[Place, int] = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
-    whole = uses_of(selected, pace.side)
+    whole = uses_of(selected, pace)
+    states: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
     able = {b for b, uses in whole.items() if uses.complete and not b.outside}
-    modes: dict[Buffer, Mode] = {b: "state" for b in whole if b.outside}
-    long = first is None
-    if first is None:
-        large = [b for b in whole if b in able and b.size > room.get(b.place, b.size) // LARGE]
-        first = reorder(selected, large)
-        modes |= dict.fromkeys(large, MODES[-1])
-    steps.steps = [selected[i] for i in first.order]
-    if not room and not modes:
-        return {}
-    search = _Search(steps, first, room, pace, able, modes)
+    order = Ordered(first.timeline, {**states, **first.modes})
     for _ in range(ROUNDS):
-        fits = search.run()
-        if fits and search.done(modes, strict=not long):
+        steps.steps = [selected[i] for i in order.timeline.order]
+        if not room and not order.modes:
+            return {}, order
+        search = _Search(steps, order, room, pace, able)
+        if search.run() and search.done(order.bands):
             break
-        modes = search.modes
-        timeline = reorder(selected, [b for b, mode in modes.items() if mode == "bands"])
-        steps.steps = [selected[i] for i in timeline.order]
-        search = _Search(steps, timeline, room, pace, able, modes)
+        bands = Ordered(order.timeline, search.modes).bands
+        order = Ordered(reorder(selected, bands), search.modes)
     else:
-        able = {b for b in able if search.uses[b].complete}
-        modes = {b: m for b, m in modes.items() if b in able or b.outside}
-        search = _Search(steps, search.clock.timeline, room, pace, able, modes)
+        # No order has all that it should: go by the last one, and leave on the chip what it has not.
+        steps.steps = [selected[i] for i in order.timeline.order]
+        uses = uses_of(steps.steps, pace)
+        able = {b for b in able if uses[b].complete}
+        modes: dict[Buffer, Mode] = {}
+        modes |= {b: m for b, m in order.modes.items() if b in able or b.outside}
+        order = Ordered(order.timeline, modes)
+        search = _Search(steps, order, room, pace, able)
         if not search.run():
             raise MemoryCapacityError(search.shortage())
     plans = search.plans()
     steps.steps, steps.moves = streamed(steps.steps, plans)
-    return {b: pieces(p) for b, p in plans.items()}
+    return {b: pieces(p) for b, p in plans.items()}, Ordered(order.timeline, search.modes)
+
+
+def large(steps: StepList, floors: Mapping[Place, int], limits: Limits, pace: Pace) -> list[Buffer]:
+    """Tensors that will hardly stay on the chip, of those that can be outside."""
+    room = {place: n - floors.get(place, 0) for place, n in limits.of().items()}
+    return [
+        b
+        for b, uses in uses_of(steps.steps, pace).items()
+        if b.size > room.get(b.place, b.size) // LARGE and uses.complete and not b.outside
+    ]
 
 
 class _Search:
@@ -128,20 +165,17 @@ class _Search:
     def __init__(
         self,
         steps: StepList,
-        timeline: Timeline,
+        order: Ordered,
         room: Mapping[Place, int],
         pace: Pace,
         able: Collection[Buffer],
-        modes: Mapping[Buffer, Mode],
     ) -> None:
         self.steps, self.room = steps, room
-        self.modes = dict(modes)
-        self.uses = uses_of(steps.steps, pace.side)
-        self.clock = Clock(timeline, pace)
+        self.modes = dict(order.modes)
+        self.uses = uses_of(steps.steps, pace)
+        self.clock = Clock(order.timeline, pace)
         self.able = able
-        self.places = {
-            place: [b for b in self.uses if b.place == place and b in able] for place in room
-        }
+        self.whole = {place: self.spans(place) for place in room}
         self.short: Place = "tile"
         self.made: dict[Buffer, Plan] = {}
         self.held: dict[Buffer, list[Held]] = {}
@@ -154,6 +188,12 @@ class _Search:
                 if m is None or made is not None:
                     self.settle(buffer, m, made)
                     break
+
+    def spans(self, place: Place) -> tuple[list[Buffer], np.ndarray, np.ndarray]:
+        """What could be outside, with the first and the last step that touches each."""
+        buffers = [b for b in self.uses if b.place == place and b in self.able]
+        spans = np.array([self.uses[b].span for b in buffers], np.int64).reshape(-1, 2)
+        return buffers, spans[:, 0], spans[:, 1]
 
     def plan(self, buffer: Buffer, mode: Mode | None) -> Plan | None:
         """How a tensor would be outside in this way; None if it cannot, or is not."""
@@ -180,11 +220,11 @@ class _Search:
                 self.change[buffer.place][first] += sign * buffer.size
                 self.change[buffer.place][last + 1] -= sign * buffer.size
 
-    def done(self, ordered: Mapping[Buffer, Mode], *, strict: bool) -> bool:
-        """Whether all that is outside in pieces is complete before it is read, and, if ``strict``, has the time to come
-        back, because the order was made for it."""
+    def done(self, ordered: Collection[Buffer]) -> bool:
+        """Whether all that is outside in pieces is complete before it is read, in an order that was made knowing most of
+        it: what it did not know has little time to come back."""
         pieces = [b for b, mode in self.modes.items() if mode == "bands"]
-        if strict and any(ordered.get(b) != "bands" for b in pieces):
+        if pieces and not ordered:
             return False
         return all(self.uses[b].complete for b in pieces)
 
@@ -206,12 +246,16 @@ class _Search:
 
     def relieve(self, place: Place, at: int, excess: int) -> bool:
         """Send tensors out, or more of them, that have much on the chip at a step; whether there is one."""
-        sizes = {b: n for b in self.places[place] if (n := here(self.held[b], place, at))}
+        buffers, first, last = self.whole[place]
+        # What is outside in pieces already cannot be outside more.
+        there = (buffers[i] for i in np.flatnonzero((first <= at) & (at <= last)))
+        some = (b for b in there if self.modes.get(b) != MODES[-1])
+        sizes = {b: n for b in some if (n := here(self.held[b], place, at))}
         freed = 0
         for mode in MODES:
             for buffer in sorted(sizes, key=sizes.__getitem__, reverse=True):
                 if self.modes.get(buffer) in (mode, MODES[-1]):
-                    continue
+                    continue  # it may have gone out in this mode's turn
                 made = self.plan(buffer, mode)
                 less = 0 if made is None else sizes[buffer] - here(made.holdings(), place, at)
                 if less > 0:
@@ -264,14 +308,18 @@ def here(held: Sequence[Held], place: Place, at: int) -> int:
 
 def streamed(
     steps: Sequence[VectorStep], plans: Mapping[Buffer, Plan]
-) -> tuple[list[VectorStep], list]:
+) -> tuple[list[VectorStep], list[Move]]:
     """The steps with some tensors in their copies, and all moves."""
-    out, moves = list(steps), []
+    written: dict[int, dict[Buffer, Copy]] = {}
+    read: dict[int, dict[Buffer, Copy]] = {}
     for buffer, p in plans.items():
-        moves += p.moves
-        for i in sorted({*p.writes, *p.reads}):
-            out[i] = relocated(out[i], buffer, p.writes.get(i), p.reads.get(i))
-    return out, moves
+        for copies, uses in ((written, p.writes), (read, p.reads)):
+            for i, copy in uses.items():
+                copies.setdefault(i, {})[buffer] = copy
+    out = list(steps)
+    for i in {*written, *read}:
+        out[i] = relocated(out[i], written.get(i, {}), read.get(i, {}))
+    return out, [move for p in plans.values() for move in p.moves]
 
 
 def pieces(p: Plan) -> Pieces:

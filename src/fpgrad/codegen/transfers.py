@@ -20,7 +20,6 @@ from fpgrad.codegen.steps import (
     Move,
     StepList,
     StoreStep,
-    VectorStep,
 )
 from fpgrad.errors import GraphError, MemoryCapacityError
 from fpgrad.isa.instructions import TOKEN_BITS, DramAddress, Load, Store, Tokens, Transfer
@@ -52,7 +51,7 @@ class Transfers:
         self.registers: dict[str, int] = {}
         self.loads: list[tuple[Load, str, str]] = []
         self.stores: list[tuple[Store, str, str]] = []
-        self.life = lifetimes(steps.steps) if steps.exchanges else {}
+        self.life = lifetimes(steps.steps)
         self.sums = in_order(steps, self.life)
         moves = (m for m in steps.moves if m.kind == "store")
         self.gone = sorted(moves, key=lambda m: (m.at, m.until))
@@ -69,10 +68,9 @@ class Transfers:
         Returns:
             tokens from VECTOR to LOAD at the start.
         """
-        steps = self.steps.steps
-        inputs = sorted(self.steps.loads, key=lambda x: uses(steps, x.buffer))
+        inputs = sorted(self.steps.loads, key=lambda x: self.span(x.buffer))
         moves = back(self.steps)
-        spans = [uses(steps, load.buffer) for load in inputs]
+        spans = [self.span(load.buffer) for load in inputs]
         done = list(accumulate((last for _, last in spans), max))
         starts = sorted({m.at for m in moves})
         late = range(len(inputs), len(inputs) + len(starts))
@@ -108,13 +106,19 @@ class Transfers:
             self.signals[step]["load"] = self.signals[step].get("load", 0) + 1
         return channel.initial
 
+    def span(self, buffer: Buffer) -> tuple[int, int]:
+        """First and last step that touches a buffer."""
+        if buffer not in self.life:
+            raise GraphError(f"{buffer.name} is never used")
+        return self.life[buffer]
+
     def first_use(self, item: LoadStep | Move | Exchange) -> int:
         """The first pass that reads what a load brings."""
         if isinstance(item, Move):
             return item.until
         if isinstance(item, Exchange):
             return self.life[item.into][0]
-        return uses(self.steps.steps, item.buffer)[0]
+        return self.span(item.buffer)[0]
 
     def input(self, load: LoadStep, count: int, signal: int) -> tuple[Load, str, str]:
         """A load of what the host has prepared."""
@@ -161,10 +165,10 @@ class Transfers:
         Returns:
             tokens from STORE to VECTOR at the start.
         """
-        steps, end = self.steps.steps, len(self.steps.steps)
+        end = len(self.steps.steps)
         out: list[tuple[int, int, StoreStep | Move]] = []
         for store in self.steps.stores:
-            first, last = uses(steps, store.buffer)
+            first, last = self.span(store.buffer)
             out.append((last, first, store))
         out += [(m.at, m.until, m) for m in self.gone]
         out.sort(key=lambda x: x[:2])
@@ -173,7 +177,7 @@ class Transfers:
         mine = [m for _, _, m in out if isinstance(m, Move)]
         told = {id(mine[i]) for i in leaders([m.until for m in mine])}
         telling = [x for x in out if isinstance(x[2], StoreStep) or id(x[2]) in told]
-        late = [i for i, (_, until, x) in enumerate(telling) if isinstance(x, Move) and until < end]
+        late = {i for i, (_, until, x) in enumerate(telling) if isinstance(x, Move) and until < end}
         channel = Channel([last for last, _, _ in telling], late)
         awaited = awaited_stores(back(self.steps), self.gone).values()
         items = sorted([*out, *parts], key=lambda x: x[:2])
@@ -339,11 +343,3 @@ def base(buffer: Buffer) -> int:
     if buffer.base is None:
         raise MemoryCapacityError(f"{buffer.name} has no place in {buffer.place} memory")
     return buffer.base
-
-
-def uses(steps: list[VectorStep], buffer: Buffer) -> tuple[int, int]:
-    """First and last step that touches a buffer."""
-    touching = [i for i, s in enumerate(steps) if buffer in (*s.reads(), *s.writes())]
-    if not touching:
-        raise GraphError(f"{buffer.name} is never used")
-    return touching[0], touching[-1]

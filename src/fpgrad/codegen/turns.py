@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fpgrad.codegen.schedule import Item
+    from fpgrad.codegen.dependencies import Item
 
 #: A micro-batch begins when this part of the work on the one before is left.
 OVERLAP = 32

@@ -8,9 +8,8 @@ places that take turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from fpgrad.codegen.steps import Access, Buffer, StepList, TileWalk, VectorStep
+from fpgrad.codegen.steps import Access, Buffer, StepList, TileWalk, VectorStep, changed
 
 #: Pieces that are there at a time: one can be made while another is read.
 PLACES = 3
@@ -79,14 +78,14 @@ def with_pieces(
             for writer in writers[piece]:
                 assert writer.tile is not None
                 tile = moved(writer.tile, buffer, again, made[piece])
-                out.append(replace(writer, tile=tile, phase=step.phase, again=True))
+                out.append(writer.changed(tile=tile, phase=step.phase, again=True))
         out.append(reading(step, buffer, again, made[piece]))
     return out
 
 
 def moved(a: Access, buffer: Buffer, to: Buffer, by: int) -> Access:
     """A walk over a tensor, over its copy."""
-    return replace(a, buffer=to, offset=a.offset + by) if a.buffer is buffer else a
+    return changed(a, buffer=to, offset=a.offset + by) if a.buffer is buffer else a
 
 
 def reading(step: VectorStep, buffer: Buffer, to: Buffer, by: int) -> VectorStep:
@@ -95,6 +94,7 @@ def reading(step: VectorStep, buffer: Buffer, to: Buffer, by: int) -> VectorStep
     assert m is not None
 
     def at(w: TileWalk) -> TileWalk:
-        return replace(w, base=moved(w.base, buffer, to, by))
+        return changed(w, base=moved(w.base, buffer, to, by))
 
-    return replace(step, matrix=replace(m, streamed=at(m.streamed), stationary=at(m.stationary)))
+    matrix = changed(m, streamed=at(m.streamed), stationary=at(m.stationary))
+    return step.changed(matrix=matrix)
