@@ -120,7 +120,7 @@ def test_the_rtl_trains_to_the_same_bits_in_as_many_cycles():
     rtl.load_program(program)
     for name, entry in program.entries.items():
         for steps in (1, 3):
-            bases = [1000 * i for i in range(len(entry.bases))]
+            bases = [1024 * i for i in range(len(entry.bases))]
             assert run_cycles(program, name, steps) == rtl.run(name, steps, bases).cycles, name
 
 

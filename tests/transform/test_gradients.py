@@ -119,7 +119,15 @@ CASES: dict[str, list[tuple[Make, tuple[tuple[int, int], ...]]]] = {
 POSITIVE = {"log2", "rsqrt", "log", "sqrt"}
 NO_GRADIENT = {"gt", "ge", "eq", "sign", "uniform", "unfold"}
 EXPANDED_BEFORE = {"dropout", "spatial_dropout", "batch_norm", "layer_norm"}
-INSERTED_AFTER = {"quantise", "all_sum", "take_samples", "join_samples"}
+INSERTED_AFTER = {
+    "quantise",
+    "all_sum",
+    "take_samples",
+    "join_samples",
+    "spread",
+    "pick",
+    "stack",
+}
 MADE_BY_RULES = {"conv_weight", "pool_max_grad"}
 
 

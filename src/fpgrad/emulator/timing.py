@@ -26,8 +26,9 @@ from fpgrad.isa.config import BURST, MachineConfig
 from fpgrad.isa.instructions import Matrix, Unit
 from fpgrad.isa.program import Entry, Program
 
-#: Steps that are followed before the rest is taken to repeat the last one; fewer if they are so many cycles long.
-FOLLOWED = 6
+#: Steps that are followed before the rest is taken to repeat the last one, until the queues on the way to memory are as
+#: full as they will be; fewer if they are so many cycles long.
+FOLLOWED = 16
 FEW, LONG = 3, 200_000
 
 #: Cycles of products from which on a step takes minutes to follow, and one is followed before those that count.
