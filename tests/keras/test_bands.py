@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.keras.test_cores import compiled, samples, small_tiles
 from tests.keras.test_split import divided, fit, sgd
+from tests.ladder.test_streaming_cycles import gather_in_order
 
 from fpgrad import FPGA
 from fpgrad.emulator.timing import run_cycles
@@ -121,6 +122,7 @@ def test_the_rtl_trains_to_the_same_bits_in_as_many_cycles():
     for name, entry in program.entries.items():
         for steps in (1, 3):
             bases = [1024 * i for i in range(len(entry.bases))]
+            gather_in_order(program, rtl, steps, bases, name)
             assert run_cycles(program, name, steps) == rtl.run(name, steps, bases).cycles, name
 
 

@@ -19,7 +19,7 @@ from fpgrad.codegen.compile import Machine, compile_functions
 from fpgrad.emulator.timing import PIPELINE, run_cycles, timeline
 from fpgrad.flow.build import make_executor
 from fpgrad.isa.config import MachineConfig
-from fpgrad.isa.executor import Inspectable
+from fpgrad.isa.executor import Executor
 from fpgrad.isa.instructions import Load, Store, Transfer, Unit
 from fpgrad.isa.program import Program
 from fpgrad.transform import lower_split
@@ -81,10 +81,12 @@ def on_two_cores(net: Net, config: MachineConfig, tiles: int) -> Program:
     return replace(program, config=config)
 
 
-def gather_in_order(program: Program, executor: Inspectable, steps: int, bases: Sequence[int]):
+def gather_in_order(
+    program: Program, executor: Executor, steps: int, bases: Sequence[int], name: str = "train"
+):
     """Write the numbers of groups as the model takes them to be."""
-    side = program.config.side
-    for i in program.units[Unit.LOAD]:
+    side, entry = program.config.side, program.entries[name]
+    for i in program.units[Unit.LOAD][entry.start[Unit.LOAD] : entry.stop[Unit.LOAD]]:
         if not isinstance(i, Load) or not i.gather:
             continue
         numbers = np.zeros((-(-i.count // side), side), np.uint32)
