@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fpgrad.cli import app, main
 from fpgrad.errors import (
+    InvalidArgumentError,
     MissingExtraError,
     ModelFileError,
     ModelNotCompiledError,
@@ -98,6 +99,21 @@ def test_estimate_and_verify_and_verilog_on_a_real_machine(model_file, tmp_path)
     files = run("verilog", model_file, "-o", tmp_path / "out").stdout.split()
     assert {Path(file).suffix for file in files} == {".v", ".fpg"}
     assert all(Path(file).stat().st_size for file in files)
+
+
+def test_limits_reach_the_machine(tmp_path):
+    model = keras.Sequential(
+        [L.Input((8, 8, 1)), L.Conv2D(32, 3, name="map"), L.Flatten(), L.Dense(3, name="classes")]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    file = tmp_path / "model.keras"
+    model.save(file)
+    whole, limited = run("estimate", file), run("estimate", file, "--limit", "tiles=900")
+    assert "External memory:" in limited.stdout
+    assert whole.stdout != limited.stdout
+    for wrong, why in (("tyles=3", "not 'tyles'"), ("tiles", "a number"), ("tiles=0", "a number")):
+        with pytest.raises(InvalidArgumentError, match=why):
+            run("check", file, "--limit", wrong)
 
 
 def test_files_that_hold_no_model(tmp_path):

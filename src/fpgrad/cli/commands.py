@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from fpgrad import __version__
 from fpgrad.cli.environment import keras_frontend
-from fpgrad.errors import FpgradError
+from fpgrad.errors import FpgradError, InvalidArgumentError
 
 __all__ = ["app", "main"]
 
@@ -32,6 +33,15 @@ Schedule = Annotated[
 Recompute = Annotated[
     Literal["auto", "never", "always"],
     typer.Option(help="Whether the backward pass computes activations again."),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="MEMORY=N",
+        help="Room on the chip, once for each of tiles, rows, masks, inbox, outbox, instructions. What finds none "
+        "waits in external memory.",
+    ),
 ]
 Backend = Annotated[Literal["emulator", "rtl", "reference"], typer.Option(help="The executor.")]
 
@@ -92,9 +102,10 @@ def check(
     cores: Cores = 1,
     schedule: Schedule = "auto",
     recompute: Recompute = "auto",
+    limit: Limits = None,
 ) -> None:
     """Compile a model, or list everything in it that is not supported."""
-    fpga = _fpga(model, cores, schedule, recompute)
+    fpga = _fpga(model, cores, schedule, recompute, limit)
     program = fpga.program(batch_size)
     typer.echo(f"model {fpga.model.name!r} compiles; program {program.digest}")
 
@@ -107,9 +118,10 @@ def estimate(
     cores: Cores = 1,
     schedule: Schedule = "auto",
     recompute: Recompute = "auto",
+    limit: Limits = None,
 ) -> None:
     """Say what training a model costs: cycles, MAC lanes, memory, before any synthesis."""
-    fpga = _fpga(model, cores, schedule, recompute)
+    fpga = _fpga(model, cores, schedule, recompute, limit)
     typer.echo(fpga.summary(clock_hz=clock_mhz * 1e6, batch_size=batch_size))
 
 
@@ -127,9 +139,10 @@ def verify(
     cores: Cores = 1,
     schedule: Schedule = "auto",
     recompute: Recompute = "auto",
+    limit: Limits = None,
 ) -> None:
     """Run the same training steps on two executors and compare every word."""
-    outcome = _fpga(model, cores, schedule, recompute).verify(
+    outcome = _fpga(model, cores, schedule, recompute, limit).verify(
         backend=backend, against=against, steps=steps, batch_size=batch_size, seed=seed
     )
     typer.echo(str(outcome))
@@ -145,19 +158,34 @@ def verilog(
     cores: Cores = 1,
     schedule: Schedule = "auto",
     recompute: Recompute = "auto",
+    limit: Limits = None,
 ) -> None:
     """Write the generated design as Verilog, and the program that trains the model on it."""
-    for path in _fpga(model, cores, schedule, recompute).export_verilog(directory, batch_size):
+    for path in _fpga(model, cores, schedule, recompute, limit).export_verilog(
+        directory, batch_size
+    ):
         typer.echo(str(path))
 
 
-def _fpga(model: Path, cores: int, schedule: str, recompute: str) -> Any:
-    """A saved model on the smallest machine of the default formats and so many cores."""
+def _fpga(
+    model: Path, cores: int, schedule: str, recompute: str, limits: Sequence[str] | None
+) -> Any:
+    """A saved model on the smallest machine of the default formats, with so many cores and no more room."""
     frontend = keras_frontend()
-    config = frontend.machine_of(cores)
+    config = frontend.machine_of(cores, **dict(_limit(text) for text in limits or ()))
     return frontend.FPGA(
         frontend.load_model(model), config=config, schedule=schedule, recompute=recompute
     )
+
+
+def _limit(text: str) -> tuple[str, int]:
+    """A memory and its size, from the text of an option."""
+    name, _, number = text.partition("=")
+    if not number.isdecimal() or int(number) == 0:
+        raise InvalidArgumentError(
+            f"--limit must be a memory's name and a number, such as tiles=4096, not {text!r}"
+        )
+    return name, int(number)
 
 
 def main() -> None:

@@ -225,7 +225,8 @@ def _compile(functions: Mapping[str, GraphFunction], machine: Machine, band: int
         if need.tiles > 1 << TILE_BITS:
             raise MemoryCapacityError(
                 f"the model needs {need.tiles} tiles on the chip, instructions address {1 << TILE_BITS}; use a smaller "
-                "batch, or let tiles wait in external memory: config=Machine(tiles=...)"
+                "batch, or let what finds no room wait in external memory: config=Machine(tiles=32768, rows=65536, "
+                "masks=131072), or on the command line --limit tiles=32768 --limit rows=65536 --limit masks=131072"
             )
         config = fitted(
             config,

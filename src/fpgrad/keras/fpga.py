@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -305,7 +306,7 @@ class FPGA:
                 clock_hz=clock_hz,
                 saturations={name: n for name, n in saturated.items() if n},
                 samples=samples,
-                schedule=str(steps.schedule),
+                schedule=None if steps.schedule is None else str(steps.schedule),
                 recomputed=None if steps.recomputation is None else str(steps.recomputation),
             )
         )
@@ -409,16 +410,25 @@ class FPGA:
         return validate
 
 
-def machine_of(cores: int) -> Any:
+def machine_of(cores: int = 1, **limits: int) -> Any:
     """Returns the ``config`` of `FPGA` for the default formats and so many cores.
+
+    Args:
+        cores: that share each batch.
+        limits: room on the chip, of each core, by the names of `fpgrad.codegen.compile.Machine`: tiles, rows, masks,
+            inbox, outbox, instructions.
 
     Raises:
         ConfigError: if no machine has as many.
+        InvalidArgumentError: if there is no memory of a name.
     """
     from fpgrad.codegen.compile import Machine
     from fpgrad.isa.config import MachineConfig
 
-    return Machine(MachineConfig(cores=cores))
+    known = [field.name for field in fields(Machine) if field.name not in ("formats", "fixed")]
+    if unknown := sorted(set(limits) - set(known)):
+        raise InvalidArgumentError(f"limits must be of {', '.join(known)}, not {unknown[0]!r}")
+    return Machine(MachineConfig(cores=cores), **limits)
 
 
 def _formats(config: Any) -> Any:
