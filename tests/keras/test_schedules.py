@@ -202,7 +202,7 @@ def test_a_machine_that_exists_and_is_too_small_for_the_whole_batch():
 
 def test_micro_batches_are_larger_where_the_program_would_be_too_long():
     fpga = FPGA(perceptron(), config=small_tiles(1), schedule="samples")
-    halves = build_steps(fpga._device._lowered(8, True), 1, 2).functions
+    halves = build_steps(fpga._device.shares.lowered(8, True), 1, 2).functions
     two = compile_functions(halves, small_tiles(1))
     four = fpga.program(16)
     assert two.config.control.vector < four.config.control.vector

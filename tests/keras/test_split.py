@@ -217,8 +217,8 @@ def test_a_machine_that_exists_divides_large_batches_by_samples():
     """What all samples take on each core may have no room in it."""
     model = perceptron()
     fpga = FPGA(model, config=FPGA(model, config=small_tiles(2)).program(16).config)
-    assert fpga._device._together(16, training=True) is None
-    assert FPGA(model, config=small_tiles(2))._device._together(16, training=True) is not None
+    assert fpga._device.shares.together(16, training=True) is None
+    assert FPGA(model, config=small_tiles(2))._device.shares.together(16, training=True) is not None
 
 
 def test_weights_that_a_callback_changes_reach_all_cores():

@@ -8,38 +8,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from fpgrad.frontend.keras import lower
 from fpgrad.frontend.lowered import Lowered
 from fpgrad.graph import Function
 from fpgrad.keras.data import random_samples
 from fpgrad.keras.functions import (
     OUTPUTS_STATE,
     Steps,
-    build_steps,
-    split_steps,
-    with_host_metrics,
-    work,
 )
 from fpgrad.keras.metrics import EpochMetrics, result_names
 from fpgrad.keras.placing import Placed
 from fpgrad.keras.rates import constants, is_constant, number, step_scalars
 from fpgrad.keras.schedules import Scheduler
 from fpgrad.keras.seeds import StepSeeds
+from fpgrad.keras.shares import Shares
 from fpgrad.keras.variables import Link, links_of, read_variable
 
 __all__ = ["Compiled", "Device", "OpenSession", "Planned", "Trial"]
 
 OpenSession = Callable[[Mapping[str, Function]], Any]
 """Opens a session for the functions of one batch size."""
-
-SMALLEST_BATCH = 2
-"""Samples in the smallest compiled batch: a batch of one is padded, so that batches are never rows."""
 
 
 @dataclass
@@ -143,12 +136,8 @@ class Device:
         self.model = model
         self._open_session = open_session
         self._open_program = open_program
-        self._scheduler = scheduler
-        self._side = scheduler.side
-        self._cores = scheduler.cores
-        self._steps: dict[tuple[bool, int], Steps] = {}
-        self._descriptions: dict[bool, Lowered] = {}
-        self._split: dict[tuple[bool, int], tuple[Lowered, Steps] | None] = {}
+        #: How a batch is shared among the cores.
+        self.shares = Shares(model, scheduler)
         self._compiled: dict[tuple[bool, int], Compiled] = {}
         self._fingerprint: object = None
         self._ahead: Compiled | None = None
@@ -173,10 +162,10 @@ class Device:
         """
         self._forget_if_changed()
         samples = batch_size
-        batch_size = self._rows(samples, training)
+        batch_size = self.shares.rows(samples, training)
         found = self._find(batch_size, training, exact)
         if found is None:
-            lowered, steps = self._built(samples, training)
+            lowered, steps = self.shares.built(samples, training)
             if steps.program is not None and self._open_program is not None:
                 session = self._open_program(steps.program)
             else:
@@ -195,87 +184,7 @@ class Device:
     def description(self, *, training: bool) -> Lowered:
         """Returns what the model is, without compiling it: for checks that need no machine."""
         self._forget_if_changed()
-        if training not in self._descriptions:
-            lowered = lower(self.model, 1, training=training)
-            self._descriptions[training] = self._settled(lowered)
-        return self._descriptions[training]
-
-    def _rows(self, batch_size: int, training: bool) -> int:
-        """Samples in the compiled batch that holds ``batch_size``; what is too many is padding.
-
-        Each core has as many, or all of them where cores share channels.
-        """
-        if self._together(batch_size, training) is not None:
-            return self._share(batch_size, training, 1)
-        return self._cores * self._share(batch_size, training, self._cores)
-
-    def _share(self, batch_size: int, training: bool, cores: int) -> int:
-        """Samples that each of some cores has of a batch.
-
-        A tile of a feature map holds samples of one position, so that a core's part fills whole tiles.
-        """
-        rows = max(-(-batch_size // cores), SMALLEST_BATCH)
-        if self.description(training=training).has_maps or self._scheduler.whole_tiles:
-            rows = -(-rows // self._side) * self._side
-        return rows
-
-    def _built(self, batch_size: int, training: bool) -> tuple[Lowered, Steps]:
-        """The model for what each core has of a batch, and its functions; those that took compiling are kept."""
-        together = self._together(batch_size, training)
-        if together is not None:
-            return together
-        rows = self._share(batch_size, training, self._cores)
-        steps = self._steps.get((training, rows))
-        if steps is None:
-            steps = self._scheduler.steps(lambda n: self._lowered(n, training), rows)
-            if steps.program is not None:
-                self._steps[training, rows] = steps
-        return self._lowered(rows, training), steps
-
-    def _together(self, batch_size: int, training: bool) -> tuple[Lowered, Steps] | None:
-        """The model for all samples, its layers divided among the cores; None where samples are better divided.
-
-        With fewer tiles of samples than cores, some of these would have nothing but padding. With more, layers without
-        maps may still be better divided, as their optimizer then is too; it takes memory for all samples on each core.
-        """
-        rows = self._share(batch_size, training, 1)
-        tiles = -(-rows // self._side)
-        if self._cores == 1 or self._scheduler.wanted == "samples":
-            return None
-        has_maps = self.description(training=training).has_maps
-        if tiles >= self._cores and (has_maps or self._scheduler.limited):
-            return None
-        if (training, rows) not in self._split:
-            lowered = self._lowered(rows, training)
-            self._split[training, rows] = None
-            for by_rows in (True, False)[: 1 + has_maps]:
-                steps = split_steps(lowered, self._cores, self._side, by_rows=by_rows)
-                if steps is None or (tiles > 1 and not self._shorter(steps, batch_size, training)):
-                    break
-                # Maps that are put together may find no room.
-                steps = self._scheduler.fitting(steps)
-                if steps is not None:
-                    self._split[training, rows] = lowered, steps
-                    break
-        return self._split[training, rows]
-
-    def _shorter(self, steps: Steps, batch_size: int, training: bool) -> bool:
-        """Whether these functions take fewer cycles than those for samples that are divided among the cores: counted
-        roughly and, for layers without maps, then exactly."""
-        rows = self._share(batch_size, training, self._cores)
-        apart = build_steps(self._lowered(rows, training), self._cores)
-        counted = work(steps, self._side, self._cores) < work(apart, self._side, self._cores)
-        if not counted or self.description(training=training).has_maps:
-            return counted
-        return self._scheduler.shorter(steps.functions, apart.functions)
-
-    def _lowered(self, samples: int, training: bool) -> Lowered:
-        return self._settled(lower(self.model, samples, training=training))
-
-    def _settled(self, lowered: Lowered) -> Lowered:
-        if lowered.training is None:
-            return lowered
-        return replace(lowered, training=with_host_metrics(lowered.training))
+        return self.shares.description(training)
 
     def metrics(self) -> EpochMetrics:
         """Returns an empty accumulator for the metrics of the compiled model."""
@@ -288,7 +197,7 @@ class Device:
     def steps(self, batch_size: int, *, training: bool) -> Steps:
         """Returns the graph functions for a batch size, compiled only if the choice of a schedule takes it."""
         self._forget_if_changed()
-        return self._built(batch_size, training)[1]
+        return self.shares.built(batch_size, training)[1]
 
     @property
     def sessions(self) -> tuple[Compiled, ...]:
@@ -324,9 +233,7 @@ class Device:
                 for name, count in compiled.session.counters.items():
                     self._past_counts[name] = self._past_counts.get(name, 0) + count
             self._compiled.clear()
-            self._descriptions.clear()
-            self._steps.clear()
-            self._split.clear()
+            self.shares.forget()
             self._names = None
             self._fingerprint = fingerprint
 
@@ -356,7 +263,7 @@ class Device:
         scalars.update(step_scalars(built, optimizer, first, steps))
         read = {node.name for function in built.functions.values() for node in function.inputs}
         samples = random_samples(lowered, steps * batch_size, seed)
-        order = np.full((steps, self._rows(batch_size, training=True)), -1)
+        order = np.full((steps, self.shares.rows(batch_size, training=True)), -1)
         order[:, :batch_size] = np.arange(steps * batch_size).reshape(steps, batch_size)
         return Trial(
             data={name: array for name, array in samples.items() if name in read},

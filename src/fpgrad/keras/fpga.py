@@ -428,7 +428,8 @@ def machine_of(cores: int = 1, **limits: int) -> Any:
     known = [field.name for field in fields(Machine) if field.name not in ("formats", "fixed")]
     if unknown := sorted(set(limits) - set(known)):
         raise InvalidArgumentError(f"limits must be of {', '.join(known)}, not {unknown[0]!r}")
-    return Machine(MachineConfig(cores=cores), **limits)
+    room: dict[str, Any] = dict(limits)
+    return Machine(MachineConfig(cores=cores), **room)
 
 
 def _formats(config: Any) -> Any:
