@@ -48,7 +48,8 @@ digits on 1 core, 16x16, fp24
   tiles         12.0     16.0                  75.0 %
   numbers       20.0     16.0   125.0 %, does not fit
 
-Step: 1,500 cycles for 32 samples, 50.0 % of the array's multiply-accumulates useful
+Step: 1,500 cycles by the cycle model for 32 samples, 50.0 % of the array's multiply-accumulates
+useful
 Time: 15 µs a step, 2,133,333 samples/s at 100 MHz
 Chip: 256 MAC lanes, 32.0 KiB on chip, about 128 DSP blocks (two products each)
 """

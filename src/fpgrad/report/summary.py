@@ -214,7 +214,7 @@ def _memory_table(memories: Iterable[MemoryUse]) -> Table:
 def _closing_lines(summary: StepSummary) -> Iterable[str]:
     needs = summary.needs
     yield (
-        f"Step: {summary.cycles:,} cycles for {summary.batch_size} samples, "
+        f"Step: {summary.cycles:,} cycles by the cycle model for {summary.batch_size} samples, "
         f"{100 * summary.utilisation:.1f} % of the array's multiply-accumulates useful"
     )
     yield (
