@@ -36,7 +36,7 @@ def test_loads_and_stores_at_once(name: str, seed: int):
     units = {Unit.LOAD: tuple(loads), Unit.STORE: tuple(stores)}
     found = timeline(program(config, units), "main", 1)
     ends = tuple([r.end for r in found if r.unit is unit] for unit in units)
-    assert ends == done_cycles(config, loads, stores)
+    assert ends == done_cycles(config, loads, stores, in_order=True)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -186,6 +186,9 @@ class Unit:
 
 
 class LoadUnit(Unit):
+    #: Whether gathered groups have the numbers from 0 on; else all are number 0, as external memory is all zeros.
+    in_order = False
+
     def start(self) -> None:
         self.places = Places(self.config)
         self.credits = self.config.memory.read_queue
@@ -262,8 +265,7 @@ class LoadUnit(Unit):
                 ask = (i.index.offset + asked_index, 1, True)
                 self.asked_index += 1
             elif not i.gather or got > asked // t:
-                # External memory is all zeros, so that all groups are number 0.
-                number = 0 if i.gather else asked
+                number = 0 if i.gather and not self.in_order else asked
                 ask = (i.source.offset + number * i.stride, group_rows(i, t), False)
                 self.asked += 1
                 if self.asked == i.count:
@@ -371,10 +373,15 @@ class StoreUnit(Unit):
 
 
 def done_cycles(
-    config: MachineConfig, loads: Sequence[Load], stores: Sequence[Store]
+    config: MachineConfig,
+    loads: Sequence[Load],
+    stores: Sequence[Store],
+    *,
+    in_order: bool = False,
 ) -> tuple[list[int], list[int]]:
     """The cycles after START in which each of them is done, all of them free to run at once."""
     load = LoadUnit(config, loads)
+    load.in_order = in_order
     store = StoreUnit(config, stores)
     memory = Memory(config)
     for cycle in range(1, 100000):
