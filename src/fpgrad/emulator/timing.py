@@ -31,6 +31,9 @@ from fpgrad.isa.program import Entry, Program
 FOLLOWED = 16
 FEW, LONG = 3, 200_000
 
+#: Instructions of a program from which on the form in which it is followed is not kept.
+MANY = 1024
+
 #: Cycles of products from which on a step takes minutes to follow, and one is followed before those that count.
 VERY_LONG = 500_000_000
 
@@ -186,8 +189,10 @@ class CycleModel:
     def __init__(self, program: Program, pipeline: Pipeline = PIPELINE) -> None:
         self.program = program
         self.pipeline = pipeline
-        # Only while cycles of its entry are asked for: it takes much room.
+        # Of a long program only while cycles of its entry are asked for: it takes much room.
         self._followed: _Followed | None = None
+        self._long = sum(map(len, program.units.values())) > MANY
+        self._settled_of: dict[str, int] = {}
         self._ends_of: dict[tuple[str, int], tuple[int, ...]] = {}
         self._steady: dict[str, float] = {}
 
@@ -204,6 +209,11 @@ class CycleModel:
 
     def _settled(self, entry: str) -> int:
         """From which step on all are alike: of long ones few are followed, where a few cycles do not matter."""
+        if entry not in self._settled_of:
+            self._settled_of[entry] = self._first_settled(entry)
+        return self._settled_of[entry]
+
+    def _first_settled(self, entry: str) -> int:
         e, side = self.program.entries[entry], self.program.config.side
         matrices = self.program.units.get(Unit.MATRIX, ())[
             e.start[Unit.MATRIX] : e.stop[Unit.MATRIX]
@@ -239,14 +249,18 @@ class CycleModel:
             return 0
         more = steps - settled
         further = round(more * self._step(entry)) if more > 0 else 0
-        self._followed = None
+        self._let_go()
         return followed + further + self.pipeline.finish
 
     def per_step(self, entry: str) -> int:
         """Cycles that a step takes in the steady state of a long run."""
         cycles = round(self._step(entry))
-        self._followed = None
+        self._let_go()
         return cycles
+
+    def _let_go(self) -> None:
+        if self._long:
+            self._followed = None
 
 
 def run_cycles(program: Program, entry: str, steps: int) -> int:
