@@ -85,7 +85,7 @@ def test_check_wants_a_compiled_model(tmp_path):
 
 def test_estimate_and_verify_and_verilog_on_a_real_machine(model_file, tmp_path):
     out = run("estimate", model_file, "--batch-size", "16", "--clock-mhz", "50").stdout
-    assert "cycles for 16 samples" in out
+    assert "cycles by the cycle model for 16 samples" in out
     assert "at 50 MHz" in out
     result = run("verify", model_file, "--backend", "reference", "--steps", "1")
     assert result.exit_code == 0

@@ -125,7 +125,7 @@ def test_verify_finds_no_difference_and_leaves_the_model_alone():
 def test_summary_names_the_users_layers():
     text = FPGA(small()).summary(clock_hz=50e6, batch_size=16)
     assert text.startswith("small on 256 MAC lanes")
-    for words in ("hidden", "classes", "cycles for 16 samples", "at 50 MHz"):
+    for words in ("hidden", "classes", "cycles by the cycle model for 16 samples", "at 50 MHz"):
         assert words in text
 
 
